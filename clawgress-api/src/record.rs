@@ -215,6 +215,15 @@ pub struct TokenUsage {
     /// Of the completion, those of reasoning.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub reasoning: u64,
+    /// Of the prompt, those of sound.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub input_audio: u64,
+    /// Of what a cache had, those of sound.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cached_audio: u64,
+    /// Of the completion, those of sound.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub output_audio: u64,
     /// Whether they are the gateway's own estimate: the provider told none, or its answer did not end.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub estimated: bool,

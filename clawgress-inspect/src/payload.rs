@@ -160,6 +160,8 @@ struct Tally {
     prompt: Option<Box<Detector>>,
     /// What puts together the texts of what is no call, where they are looked at, and where those come from.
     heard: Option<(Box<Texts>, Provenance)>,
+    /// Whether bytes that are said to be no text are heard like some.
+    hears_bytes: bool,
     /// What reads it as messages to a tool server, if they may be some.
     messages: Option<Box<tool::Reader>>,
 }
@@ -337,6 +339,7 @@ impl Inspector {
             is_call: false,
             prompt: None,
             heard: None,
+            hears_bytes: false,
             messages: None,
         };
         let layer = Layer::root(claims);
@@ -393,6 +396,13 @@ impl Inspector {
     pub fn hearing(mut self, rules: &Arc<Rules>, from: Provenance) -> Inspector {
         let (texts, prompt) = (Box::new(heard_from(from)), Box::new(Detector::new(rules)));
         (self.tally.heard, self.tally.prompt) = (Some((texts, from)), Some(prompt));
+        self
+    }
+
+    /// Has them looked at where it is said to be no text, too.
+    #[must_use]
+    pub fn hearing_bytes(mut self) -> Inspector {
+        self.tally.hears_bytes = true;
         self
     }
 

@@ -12,8 +12,9 @@ use crate::llm::answer::Usage;
 pub const BUILT_IN: &str = include_str!("price/table.tsv");
 /// Most rows.
 pub const ROWS_MAX: usize = 20_000;
-/// Columns of a row.
+/// Columns of a row, and of one that has prices for sound.
 const COLUMNS: usize = 11;
+const COLUMNS_OF_SOUND: usize = 14;
 /// Dearest price that a row may say, 10⁻¹² USD: 1,000 USD for a token, or a request.
 const PRICE_MAX: u64 = 1_000_000_000_000_000;
 
@@ -48,6 +49,8 @@ pub struct Price {
     output: Option<u64>,
     reasoning: Option<u64>,
     request: Option<u64>,
+    /// Of sound: what is put in, that of it which a cache had, and what comes out.
+    sound: [Option<u64>; 3],
     source: Arc<str>,
 }
 
@@ -163,13 +166,19 @@ impl Prices {
     }
 
     fn row(&mut self, line: &str) -> Result<(), String> {
-        let cells: Vec<&str> = line.split('\t').map(str::trim).collect();
+        let mut cells: Vec<&str> = line.split('\t').map(str::trim).collect();
         let found = cells.len();
+        let sound = match found {
+            COLUMNS_OF_SOUND => cells.drain(COLUMNS - 1..COLUMNS_OF_SOUND - 1).collect(),
+            _ => vec!["-"; 3],
+        };
         let Ok(
             [provider, names, from, above, input, cached, cache_written, output, reasoning, request, source],
         ) = <[&str; COLUMNS]>::try_from(cells)
         else {
-            return Err(format!("it has {found} columns; use {COLUMNS}, with a tab between two"));
+            return Err(format!(
+                "it has {found} columns; use {COLUMNS}, or {COLUMNS_OF_SOUND} with prices for sound, with a tab between two"
+            ));
         };
         let price = |cell: &str| match cell {
             "-" => Ok(None),
@@ -184,6 +193,7 @@ impl Prices {
                 .ok_or_else(|| format!("`{from}` is no day; use one like `2026-11-26`, or `-`"))?,
         };
         let above = above.parse().map_err(|_| format!("`{above}` is no number of tokens"))?;
+        let sound: Vec<_> = sound.into_iter().map(price).collect::<Result<_, _>>()?;
         let row = Price {
             from,
             above,
@@ -193,6 +203,7 @@ impl Prices {
             output: price(output)?,
             reasoning: price(reasoning)?,
             request: price(request)?,
+            sound: sound.try_into().unwrap_or_default(),
             source: source.into(),
         };
         let models = self.providers.entry(provider.to_ascii_lowercase()).or_default();
@@ -255,15 +266,27 @@ impl Price {
 
     /// What these tokens cost; `None` if it has no price for some of them.
     fn of(&self, usage: &Usage) -> Option<Cost> {
-        let plain = usage.input.saturating_sub(usage.cached).saturating_sub(usage.cache_written);
-        let answer = usage.output.saturating_sub(usage.reasoning);
+        let [sound, cached_sound, spoken] = self.sound;
+        // What is sound is within what is put in, cached, or comes out.
+        let heard = usage.input_audio.min(usage.input);
+        let (cached, heard_again) =
+            (usage.cached.min(usage.input), usage.cached_audio.min(usage.cached).min(heard));
+        let said = usage.output_audio.min(usage.output);
+        let fresh = heard - heard_again;
+        let plain =
+            usage.input.saturating_sub(cached).saturating_sub(usage.cache_written).saturating_sub(fresh);
+        let answer = usage.output.saturating_sub(usage.reasoning).saturating_sub(said);
         let parts = [
             (plain, self.input),
             // Where nothing cheaper is said, it costs what it would without a cache.
-            (usage.cached.min(usage.input), self.cached.or(self.input)),
+            (cached - heard_again, self.cached.or(self.input)),
             (usage.cache_written.min(usage.input), self.cache_written.or(self.input)),
             (answer, self.output),
             (usage.reasoning.min(usage.output), self.reasoning.or(self.output)),
+            // Sound costs several times what text does: where its price is not known, it has none.
+            (fresh, sound),
+            (heard_again, cached_sound.or(sound)),
+            (said, spoken),
             (1, self.request.or(Some(0))),
         ];
         let mut trillionths: u128 = 0;
@@ -346,6 +369,46 @@ mod tests {
     }
 
     #[test]
+    fn sound_has_prices_of_its_own_or_none() {
+        let table = "p\t=m\t-\t0\t1000\t100\t-\t2000\t-\t-\t40000\t400\t80000\ts\n\
+            p\t=n\t-\t0\t1000\t100\t-\t2000\t-\t-\t40000\t-\t-\ts\n\
+            p\t=o\t-\t0\t1000\t100\t-\t2000\t-\t-\ts\n";
+        let prices = Prices::parse(table).expect("a table");
+        let of = |model, usage: Usage| nanodollars(prices.cost("p", model, Day::EVER, &usage));
+        let text = usage(100, 40, 10, 0);
+        let sound = Usage { input_audio: 50, cached_audio: 30, output_audio: 6, ..text.clone() };
+        // 40 of text and 20 of sound; 10 and 30 of them cached; 4 and 6 that come out.
+        assert_eq!(of("m", sound.clone()), Some(40 + 800 + 1 + 12 + 8 + 480));
+        assert_eq!(of("m", text.clone()), Some(60 + 4 + 20));
+        // Cached as it is without a cache; what comes out has no price, and so has all of it.
+        assert_eq!(of("n", sound.clone()), None);
+        let heard = Usage { output_audio: 0, ..sound.clone() };
+        assert_eq!(of("n", heard.clone()), Some(40 + 800 + 1 + 1200 + 20));
+        assert_eq!((of("o", heard), of("o", text)), (None, Some(84)));
+        // More of a part than of the whole is no more than the whole.
+        let odd = Usage { input_audio: 99, cached_audio: 99, output_audio: 99, ..usage(10, 5, 10, 0) };
+        assert_eq!(of("m", odd), Some(200 + 2 + 800));
+    }
+
+    #[test]
+    fn the_built_in_table_knows_what_sound_costs() {
+        let prices = Prices::parse(BUILT_IN).expect("the table that comes with the program");
+        let day = Day::new(2026, 11, 26).expect("a day");
+        let sound = Usage { input_audio: 1000, output_audio: 1000, ..usage(1000, 0, 1000, 0) };
+        let text = usage(1000, 0, 1000, 0);
+        for (provider, model) in
+            [("openai", "gpt-audio"), ("openai", "gpt-realtime"), ("openai", "gpt-4o-mini-realtime-preview")]
+        {
+            let [sound, text] =
+                [&sound, &text].map(|usage| nanodollars(prices.cost(provider, model, day, usage)));
+            assert!(sound > text && text > Some(0), "{provider} {model}: {sound:?} {text:?}");
+        }
+        let heard = Usage { input_audio: 1000, ..text };
+        assert!(nanodollars(prices.cost("gemini", "gemini-2.5-flash", day, &heard)) > Some(0));
+        assert_eq!(prices.cost("openai", "gpt-5-mini", day, &sound), Cost::Unpriced);
+    }
+
+    #[test]
     fn the_operator_s_rows_stand_before() {
         let own = Prices::parse("p\t^m\t2026-06-01\t0\t1\t-\t-\t1\t-\t-\town\n").expect("a table");
         let prices = Prices::parse(TABLE).expect("a table").overridden_by(own);
@@ -359,7 +422,10 @@ mod tests {
     #[test]
     fn tables_that_can_not_be_used_say_why() {
         for (row, want) in [
-            ("p\t=m", "line 1: it has 2 columns; use 11, with a tab between two"),
+            (
+                "p\t=m",
+                "line 1: it has 2 columns; use 11, or 14 with prices for sound, with a tab between two",
+            ),
             (
                 "p\tm\t-\t0\t1\t-\t-\t1\t-\t-\ts",
                 "line 1: `m` is no name of models; put `=`, `^` (begins), `~` (has) or `$` (ends) before it",

@@ -1,7 +1,7 @@
 """The table of prices from the wheel of genai-prices (MIT): `extract.py WHEEL OUT`.
 
 Reads the package's data as text and runs nothing of it. One row for each model, period and tier; what this table has no
-column for (audio, images, characters, searches) makes a row say so, and a model that has nothing else no row.
+column for (images, characters, searches) makes a row say so, and a model that has nothing else no row.
 """
 
 import ast
@@ -18,7 +18,9 @@ PROVIDERS = {
     "openrouter": ["openrouter"], "perplexity": ["perplexity"], "together": ["together"], "x-ai": ["xai"], "zai": ["zhipu"],
 }
 COLUMNS = ["input_mtok", "cache_read_mtok", "cache_write_mtok", "output_mtok", "output_reasoning_mtok"]
-KNOWN = set(COLUMNS) | {"requests_kcount", "_"}
+# Of rows that have a price for sound, these follow the request's.
+SOUND = ["input_audio_mtok", "cache_audio_read_mtok", "output_audio_mtok"]
+KNOWN = set(COLUMNS) | set(SOUND) | {"requests_kcount", "_"}
 
 
 def value(node):
@@ -102,10 +104,12 @@ def rows(providers, version):
                 for tier in sorted(starts):
                     cells = [dollars(price(prices[c], tier)) if c in prices else "-" for c in COLUMNS]
                     request = dollars_of_requests(price(prices["requests_kcount"], tier)) if "requests_kcount" in prices else "-"
-                    if all(cell == "-" for cell in cells + [request]):
+                    sound = [dollars(price(prices[c], tier)) if c in prices else "-" for c in SOUND]
+                    if all(cell == "-" for cell in cells + sound + [request]):
                         continue
+                    sound = sound if any(cell != "-" for cell in sound) else []
                     more = "+" if set(prices) - KNOWN - {"cache_write_1h_mtok", "web_searches_kcount"} else ""
-                    yield [name, " ".join(matches), date or "-", str(tier), *cells, request, source + more]
+                    yield [name, " ".join(matches), date or "-", str(tier), *cells, request, *sound, source + more]
 
 
 def dollars_of_requests(text):
@@ -120,7 +124,7 @@ providers = next(value(node.value) for node in tree.body if isinstance(node, ast
 with open(OUT, "w", encoding="utf-8") as out:
     out.write(f"# Prices of models, from genai-prices {version} (MIT licence, Pydantic Services Inc.), made by `cargo xtask prices`.\n")
     out.write("# provider, models, from, above input tokens; 10^-12 USD for a token of input, cached input, input that is cached,\n")
-    out.write("# output, reasoning (- for: as input, as input, as output; or not known), and for a request; source (+: there is more\n")
-    out.write("# to it that has no column here).\n")
+    out.write("# output, reasoning (- for: as input, as input, as output; or not known), and for a request; where there are any, for a\n")
+    out.write("# token of sound of input, cached input, output; source (+: there is more to it that has no column here).\n")
     for row in rows(providers, version):
         out.write("\t".join(row) + "\n")

@@ -64,6 +64,12 @@ pub struct Usage {
     pub cache_written: u64,
     /// Of the answer, those of reasoning.
     pub reasoning: u64,
+    /// Of the prompt, those of sound.
+    pub input_audio: u64,
+    /// Of what a cache had, those of sound.
+    pub cached_audio: u64,
+    /// Of the answer, those of sound.
+    pub output_audio: u64,
 }
 
 /// What came back.
@@ -159,10 +165,14 @@ enum Count {
     Reasoning,
     /// Besides the output.
     Thoughts,
+    /// Within the input, what of that is cached, and within the output.
+    InputAudio,
+    CachedAudio,
+    OutputAudio,
 }
 
 impl Count {
-    const ALL: usize = 11;
+    const ALL: usize = 14;
 }
 
 // === impl Reader ===
@@ -420,6 +430,9 @@ impl Facts {
             cached: cached.0.saturating_add(cached.1),
             cache_written: written.0.saturating_add(written.1),
             reasoning,
+            input_audio: zero(Count::InputAudio),
+            cached_audio: zero(Count::CachedAudio),
+            output_audio: zero(Count::OutputAudio),
         })
     }
 

@@ -56,7 +56,7 @@ pub struct Spent {
     pub usage: Usage,
     /// Whether they are estimated: of the answer alone.
     pub is_estimated: bool,
-    /// Whether some of them are of sound, whose price is another.
+    /// Whether sound came back that none of them is told to be of: its price is another.
     pub has_sound: bool,
 }
 
@@ -76,9 +76,10 @@ pub struct Heard {
     output: u64,
     tools: Vec<String>,
     has_more_tools: bool,
-    /// Of a turn of the Live API: whether it is over, was counted, and has sound.
+    /// Of a turn of the Live API: whether it is over, and was counted.
     is_over: bool,
     is_counted: bool,
+    /// Whether sound came since a response was counted.
     has_sound: bool,
 }
 
@@ -181,6 +182,7 @@ impl Heard {
             return self.echoes(value);
         }
         if !kind.starts_with("response.") || kind.ends_with(SOUND) {
+            self.has_sound |= kind.ends_with(SOUND);
             return Ok(());
         }
         let of = value.member("response").and_then(|response| response.member("id"));
@@ -195,15 +197,18 @@ impl Heard {
         self.event(at, &value)?;
         if is_over {
             let (_, reader) = self.responses.remove(at);
-            let answer = reader.finish();
-            let (is_estimated, estimated) = (answer.usage.is_none(), answer.output_estimated);
-            let usage = answer.usage.unwrap_or(Usage { output: estimated, ..Usage::default() });
-            self.spend(Spent { usage, is_estimated, has_sound: has_sound(&value) });
+            self.spend(reader);
         }
         Ok(())
     }
 
-    fn spend(&mut self, spent: Spent) {
+    /// Counts a response that is over.
+    fn spend(&mut self, reader: Reader) {
+        let answer = reader.finish();
+        let (is_estimated, estimated) = (answer.usage.is_none(), answer.output_estimated);
+        let usage = answer.usage.unwrap_or(Usage { output: estimated, ..Usage::default() });
+        let has_sound = std::mem::take(&mut self.has_sound) && usage.output_audio == 0;
+        let spent = Spent { usage, is_estimated, has_sound };
         self.input = self.input.saturating_add(spent.usage.input);
         self.output = self.output.saturating_add(spent.usage.output);
         self.spent.push(spent);
@@ -324,15 +329,6 @@ impl Heard {
         let texts = self.texts.iter().map(Vec::capacity).sum::<usize>();
         texts + self.responses.iter().map(|(id, reader)| id.len() + reader.memory_bytes()).sum::<usize>()
     }
-}
-
-/// Whether what a response took has sound in it.
-fn has_sound(done: &Value) -> bool {
-    let usage = done.member("response").and_then(|response| response.member("usage"));
-    ["input_token_details", "output_token_details"].iter().any(|name| {
-        let sound = usage.and_then(|usage| usage.member(name)?.member("audio_tokens"));
-        matches!(sound, Some(Value::Number(count)) if count != "0")
-    })
 }
 
 #[cfg(test)]

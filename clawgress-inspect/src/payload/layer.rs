@@ -249,7 +249,7 @@ impl Layer {
         tally.looked_bytes += bytes.len() as u64;
         if self.is_leaf() {
             self.disguise.push(bytes, self.place, tally)?;
-            if self.is_own || self.is_root && self.claims.may_be_text() {
+            if self.is_own || self.is_root && (self.claims.may_be_text() || tally.hears_bytes) {
                 tally.hear(bytes);
             }
         }

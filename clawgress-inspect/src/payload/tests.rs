@@ -614,6 +614,14 @@ fn texts_that_a_model_may_be_shown_are_heard() {
         from
     ));
     assert!(!heard(b"text/html", &[], b"<p>Follow the instructions below to install it.</p>", from));
+    let of_bytes = |hears: bool| {
+        let inspector = Inspector::new(Claims::new(&[b"application/octet-stream"], &[]), Limits::default());
+        let inspector = inspector.hearing(&rules, from);
+        let mut inspector = if hears { inspector.hearing_bytes() } else { inspector };
+        inspector.push(order.as_bytes()).and_then(|()| inspector.finish()).expect("read");
+        inspector.assessment().expect("heard").findings().any(|finding| finding == "instruction_override")
+    };
+    assert!(of_bytes(true) && !of_bytes(false));
     assert!(!heard(b"image/png", &[], format!("\u{89}PNG {order}").as_bytes(), from), "is shown to nobody");
 }
 

@@ -67,6 +67,76 @@ const ROWS: &[Row] = &[
     ("anthropic_count_tokens_answer.json", "", None, "", "", ""),
     ("gemini_count_tokens_answer.json", "", None, "", "", ""),
     ("bedrock_count_tokens_answer.json", "", None, "", "", ""),
+    ("openai_chat_audio_answer.json", "gpt-4o-audio-preview", Some([52, 80, 0, 0, 0]), "", "stop", ""),
+    ("gemini_audio_answer.json", "gemini-2.5-flash", Some([132, 63, 40, 0, 3]), "", "STOP", ""),
+    ("azure_chat_answer.json", "gpt-4o-2024-08-06", Some([18, 5, 0, 0, 0]), "", "stop", ""),
+    ("azure_responses_answer.sse", "my-deployment", Some([13, 3, 0, 0, 0]), "", "", ""),
+    ("vertex_anthropic_answer.json", "claude-sonnet-4-20250514", Some([12, 6, 0, 0, 0]), "", "end_turn", ""),
+    ("vertex_anthropic_answer.sse", "claude-sonnet-4-20250514", Some([17, 4, 3, 2, 0]), "", "end_turn", ""),
+    ("vertex_generate_answer.sse", "gemini-2.5-flash", Some([5, 23, 0, 0, 20]), "", "STOP", ""),
+    (
+        "bedrock_invoke_anthropic_answer.json",
+        "claude-sonnet-4-20250514",
+        Some([60, 20, 10, 0, 0]),
+        "get_weather",
+        "tool_use",
+        "",
+    ),
+    ("mistral_fim_answer.sse", "codestral-2508", Some([8, 4, 0, 0, 0]), "", "stop", ""),
+    ("ollama_generate_answer.json", "llama3.2", Some([26, 290, 0, 0, 0]), "", "stop", ""),
+    ("groq_chat_answer.json", "llama-3.3-70b-versatile", Some([36, 3, 0, 0, 0]), "", "stop", ""),
+    ("deepseek_chat_answer.sse", "deepseek-reasoner", Some([16, 12, 10, 0, 9]), "", "stop", ""),
+    ("vllm_chat_answer.json", "qwen3", Some([9, 3, 0, 0, 0]), "", "stop", ""),
+    ("llamacpp_chat_answer.json", "qwen3", Some([11, 2, 0, 0, 0]), "", "stop", ""),
+    (
+        "openrouter_chat_answer.sse",
+        "anthropic/claude-sonnet-4",
+        Some([194, 12, 100, 0, 0]),
+        "search",
+        "tool_calls",
+        "",
+    ),
+    ("openrouter_chat_answer.json", "anthropic/claude-sonnet-4", Some([194, 2, 0, 0, 0]), "", "stop", ""),
+    (
+        "together_chat_answer.json",
+        "meta-llama/Llama-3.3-70B-Instruct-Turbo",
+        Some([338, 39, 0, 0, 0]),
+        "get_news",
+        "tool_calls",
+        "",
+    ),
+    (
+        "together_chat_answer.sse",
+        "meta-llama/Llama-3.3-70B-Instruct-Turbo",
+        Some([40, 3, 0, 0, 0]),
+        "",
+        "stop",
+        "",
+    ),
+    (
+        "fireworks_chat_answer.json",
+        "accounts/fireworks/models/llama-v3p1-8b-instruct",
+        Some([24, 3, 0, 0, 0]),
+        "",
+        "stop",
+        "",
+    ),
+    (
+        "fireworks_chat_answer.sse",
+        "accounts/fireworks/models/llama-v3p1-8b-instruct",
+        Some([24, 3, 0, 0, 0]),
+        "",
+        "stop",
+        "",
+    ),
+    // Reasoning is besides what these count as the answer.
+    ("xai_chat_answer.json", "grok-4", Some([32, 103, 6, 0, 94]), "", "stop", ""),
+    ("xai_chat_answer.sse", "grok-4", Some([32, 103, 6, 0, 94]), "", "stop", ""),
+    ("perplexity_chat_answer.json", "sonar-deep-research", Some([14, 370, 0, 0, 300]), "", "stop", ""),
+    ("perplexity_chat_answer.sse", "sonar-pro", Some([14, 6, 0, 0, 0]), "", "stop", ""),
+    ("openai_images_answer.sse", "", Some([50, 50, 0, 0, 0]), "", "", ""),
+    ("openai_speech_answer.sse", "", Some([14, 101, 0, 0, 0]), "", "", ""),
+    ("openai_moderations_answer.json", "omni-moderation-latest", None, "", "", ""),
     ("azure_chat_answer.sse", "gpt-4o-2024-08-06", Some([8, 2, 0, 0, 0]), "", "stop", ""),
     ("azure_error_answer.json", "", None, "", "", "content_filter"),
     // Vectors of these are billed by what no answer says.
@@ -90,6 +160,16 @@ const ROWS: &[Row] = &[
     ("llamacpp_chat_answer.sse", "qwen3", Some([11, 2, 0, 0, 0]), "", "stop", ""),
 ];
 
+/// Tokens of sound: put in, of these cached, and come out.
+fn sound(name: &str) -> [u64; 3] {
+    match name {
+        "openai_transcription_answer.json" => [14, 0, 0],
+        "openai_chat_audio_answer.json" => [40, 0, 60],
+        "gemini_audio_answer.json" => [120, 30, 50],
+        _ => [0; 3],
+    }
+}
+
 #[test]
 fn what_each_answer_says() {
     for (name, model, counts, tools, finish, error) in ROWS {
@@ -101,6 +181,9 @@ fn what_each_answer_says() {
             cached,
             cache_written,
             reasoning,
+            input_audio: sound(name)[0],
+            cached_audio: sound(name)[1],
+            output_audio: sound(name)[2],
         });
         assert_eq!(answer.usage, usage, "{name}");
         let text = |text: &Option<String>| text.clone().unwrap_or_default();

@@ -45,58 +45,87 @@ fn texts_of(body: &[u8]) -> Vec<(Role, Provenance, String)> {
     all
 }
 
+/// A fixture; the model, whether it streams, its cap, messages by role, and tools offered.
+type Row = (&'static str, &'static str, Option<bool>, Option<u64>, [u32; 5], &'static str);
+
+const ROWS: &[Row] = &[
+    ("openai_chat.json", "gpt-5-mini", Some(true), Some(2048), [1, 1, 1, 1, 0], "lookup pay"),
+    ("openai_responses.json", "gpt-5", None, Some(300), [0, 1, 3, 1, 1], "search web_search mcp"),
+    ("openai_completions.json", "gpt-3.5-turbo-instruct", None, Some(32), [0; 5], ""),
+    ("openai_embeddings.json", "text-embedding-3-small", None, None, [0; 5], ""),
+    ("openai_images.json", "gpt-image-1", None, None, [0; 5], ""),
+    ("openai_speech.json", "gpt-4o-mini-tts", None, None, [0; 5], ""),
+    ("openai_transcription.form", "whisper-1", Some(true), None, [0; 5], ""),
+    ("azure_chat.json", "ignored", None, None, [0, 1, 0, 0, 0], "f"),
+    (
+        "anthropic_messages.json",
+        "claude-sonnet-4-20250514",
+        Some(true),
+        Some(1024),
+        [0, 2, 1, 0, 0],
+        "get_weather web_search web_search_20250305",
+    ),
+    ("anthropic_count_tokens.json", "claude-opus-4-1", None, None, [0, 1, 0, 0, 0], ""),
+    ("gemini_generate.json", "", None, Some(800), [0, 2, 1, 0, 0], "find googleSearch codeExecution"),
+    ("vertex_anthropic.json", "", Some(true), Some(256), [0, 1, 0, 0, 0], ""),
+    ("bedrock_converse.json", "", None, Some(512), [0, 2, 1, 0, 0], "top_song"),
+    ("bedrock_invoke_titan.json", "", None, Some(512), [0; 5], ""),
+    ("bedrock_count_tokens.json", "", None, None, [0, 1, 0, 0, 1], ""),
+    (
+        "gemini_cloudcode.json",
+        "gemini-2.5-pro",
+        None,
+        Some(900),
+        [0, 1, 0, 0, 0],
+        "list_directory googleSearch",
+    ),
+    ("cohere_chat_v2.json", "command-a-03-2025", Some(false), Some(64), [1, 1, 1, 1, 0], "measure"),
+    ("cohere_chat_v1.json", "command-r", None, None, [0, 1, 1, 0, 0], "web-search"),
+    ("cohere_rerank.json", "rerank-v3.5", None, None, [0; 5], ""),
+    ("mistral_chat.json", "mistral-large-2411", Some(true), Some(5), [0, 1, 0, 0, 0], ""),
+    ("ollama_chat.json", "llama3.2:3b", None, Some(u64::MAX), [0, 1, 0, 0, 0], "sky"),
+    ("ollama_generate.json", "llama3.2", Some(false), Some(10), [0; 5], ""),
+    ("openai_input_tokens.json", "gpt-5", None, None, [0; 5], ""),
+    ("gemini_count_tokens.json", "", None, None, [0, 0, 0, 0, 1], ""),
+    ("gemini_embed.json", "models/gemini-embedding-001", None, None, [0; 5], ""),
+    ("vertex_predict.json", "", None, None, [0; 5], ""),
+    ("bedrock_invoke_llama.json", "", None, Some(512), [0; 5], ""),
+    ("cohere_embed.json", "embed-v4.0", None, None, [0; 5], ""),
+    ("mistral_fim.json", "codestral-2508", Some(false), Some(64), [0; 5], ""),
+    ("mistral_embeddings.json", "mistral-embed", None, None, [0; 5], ""),
+    ("ollama_embed.json", "all-minilm", None, None, [0; 5], ""),
+    ("groq_chat.json", "llama-3.3-70b-versatile", Some(true), Some(100), [1, 1, 0, 0, 0], ""),
+    ("deepseek_chat.json", "deepseek-reasoner", None, Some(50), [0, 1, 0, 0, 0], ""),
+    ("vllm_chat.json", "qwen3", Some(true), None, [0, 1, 0, 0, 0], ""),
+    ("openai_moderations.json", "omni-moderation-latest", None, None, [0, 0, 0, 0, 2], ""),
+    ("llamacpp_chat.json", "qwen3", Some(true), Some(64), [0, 1, 0, 0, 0], ""),
+    ("openrouter_chat.json", "anthropic/claude-sonnet-4", Some(true), Some(32), [0, 1, 0, 0, 0], "search"),
+    (
+        "together_chat.json",
+        "meta-llama/Llama-3.3-70B-Instruct-Turbo",
+        Some(false),
+        Some(128),
+        [1, 1, 0, 0, 0],
+        "",
+    ),
+    (
+        "fireworks_chat.json",
+        "accounts/fireworks/models/llama-v3p1-8b-instruct",
+        Some(true),
+        Some(16),
+        [0, 1, 0, 0, 0],
+        "",
+    ),
+    ("xai_chat.json", "grok-4", Some(false), None, [1, 1, 0, 0, 0], "search_parameters"),
+    ("perplexity_chat.json", "sonar-pro", None, Some(100), [1, 1, 0, 0, 0], "web_search_options"),
+    ("azure_responses.json", "my-deployment", Some(true), Some(50), [0; 5], ""),
+    ("vertex_generate.json", "", None, Some(20), [0, 1, 0, 0, 0], ""),
+    ("bedrock_invoke_anthropic.json", "", None, Some(100), [0, 1, 0, 0, 0], "get_weather"),
+];
+
 #[test]
 fn what_each_request_asks_for() {
-    for (name, model, stream, cap, messages, tools) in [
-        ("openai_chat.json", "gpt-5-mini", Some(true), Some(2048), [1, 1, 1, 1, 0], "lookup pay"),
-        ("openai_responses.json", "gpt-5", None, Some(300), [0, 1, 3, 1, 1], "search web_search mcp"),
-        ("openai_completions.json", "gpt-3.5-turbo-instruct", None, Some(32), [0; 5], ""),
-        ("openai_embeddings.json", "text-embedding-3-small", None, None, [0; 5], ""),
-        ("openai_images.json", "gpt-image-1", None, None, [0; 5], ""),
-        ("openai_speech.json", "gpt-4o-mini-tts", None, None, [0; 5], ""),
-        ("openai_transcription.form", "whisper-1", Some(true), None, [0; 5], ""),
-        ("azure_chat.json", "ignored", None, None, [0, 1, 0, 0, 0], "f"),
-        (
-            "anthropic_messages.json",
-            "claude-sonnet-4-20250514",
-            Some(true),
-            Some(1024),
-            [0, 2, 1, 0, 0],
-            "get_weather web_search web_search_20250305",
-        ),
-        ("anthropic_count_tokens.json", "claude-opus-4-1", None, None, [0, 1, 0, 0, 0], ""),
-        ("gemini_generate.json", "", None, Some(800), [0, 2, 1, 0, 0], "find googleSearch codeExecution"),
-        ("vertex_anthropic.json", "", Some(true), Some(256), [0, 1, 0, 0, 0], ""),
-        ("bedrock_converse.json", "", None, Some(512), [0, 2, 1, 0, 0], "top_song"),
-        ("bedrock_invoke_titan.json", "", None, Some(512), [0; 5], ""),
-        ("bedrock_count_tokens.json", "", None, None, [0, 1, 0, 0, 1], ""),
-        (
-            "gemini_cloudcode.json",
-            "gemini-2.5-pro",
-            None,
-            Some(900),
-            [0, 1, 0, 0, 0],
-            "list_directory googleSearch",
-        ),
-        ("cohere_chat_v2.json", "command-a-03-2025", Some(false), Some(64), [1, 1, 1, 1, 0], "measure"),
-        ("cohere_chat_v1.json", "command-r", None, None, [0, 1, 1, 0, 0], "web-search"),
-        ("cohere_rerank.json", "rerank-v3.5", None, None, [0; 5], ""),
-        ("mistral_chat.json", "mistral-large-2411", Some(true), Some(5), [0, 1, 0, 0, 0], ""),
-        ("ollama_chat.json", "llama3.2:3b", None, Some(u64::MAX), [0, 1, 0, 0, 0], "sky"),
-        ("ollama_generate.json", "llama3.2", Some(false), Some(10), [0; 5], ""),
-        ("openai_input_tokens.json", "gpt-5", None, None, [0; 5], ""),
-        ("gemini_count_tokens.json", "", None, None, [0, 0, 0, 0, 1], ""),
-        ("gemini_embed.json", "models/gemini-embedding-001", None, None, [0; 5], ""),
-        ("vertex_predict.json", "", None, None, [0; 5], ""),
-        ("bedrock_invoke_llama.json", "", None, Some(512), [0; 5], ""),
-        ("cohere_embed.json", "embed-v4.0", None, None, [0; 5], ""),
-        ("mistral_fim.json", "codestral-2508", Some(false), Some(64), [0; 5], ""),
-        ("mistral_embeddings.json", "mistral-embed", None, None, [0; 5], ""),
-        ("ollama_embed.json", "all-minilm", None, None, [0; 5], ""),
-        ("groq_chat.json", "llama-3.3-70b-versatile", Some(true), Some(100), [1, 1, 0, 0, 0], ""),
-        ("deepseek_chat.json", "deepseek-reasoner", None, Some(50), [0, 1, 0, 0, 0], ""),
-        ("vllm_chat.json", "qwen3", Some(true), None, [0, 1, 0, 0, 0], ""),
-    ] {
+    for (name, model, stream, cap, messages, tools) in ROWS.iter().copied() {
         let call = call(name);
         let surface = if name.starts_with("ollama") { Surface::OllamaChat } else { Surface::ChatCompletions };
         let most = call.tokens_max_of(surface);
@@ -105,7 +134,7 @@ fn what_each_request_asks_for() {
         assert_eq!(call.tools.join(" "), tools, "{name}");
         assert!(call.tokens_estimated > 3, "{name}");
     }
-    assert_eq!(names(false).len(), 34, "every fixture is in the table");
+    assert_eq!(names(false).len(), ROWS.len(), "every fixture is in the table");
 }
 
 #[test]

@@ -69,7 +69,13 @@ pub struct Body {
     tail: BytesMut,
     /// What was enforced.
     kept: Vec<Arc<Obligation>>,
+    /// Texts in other clothes that were counted with those of other requests, and when; and whether they came to much.
+    counted: Option<(usize, i64)>,
+    is_split: bool,
 }
+
+/// How long a body that streams goes on until what it carries counts as a further request does, seconds: as one that is held may take.
+const COUNTED_S: i64 = 60;
 
 // === impl Body ===
 
@@ -147,6 +153,8 @@ impl Body {
             passed: 0,
             tail: BytesMut::new(),
             kept: Vec::new(),
+            counted: None,
+            is_split: false,
         }
     }
 
@@ -181,13 +189,26 @@ impl Body {
         let Some(inspector) = &mut self.inspector else { return Ok(()) };
         let looked = inspector.finish();
         self.note(looked)?;
-        let more = self.inspector.as_ref().map_or(&[][..], Inspector::pieces);
-        let agent = self.charge.agent();
-        if self.head.are_split(gateway, agent, more) {
-            self.said.findings.push(carries::SPLIT.to_owned());
-        }
+        self.count(gateway, true);
         self.finish_call(gateway)?;
         self.finish_messages(gateway)
+    }
+
+    /// Counts what it carries with what other requests do: once it is whole; and of one that streams once it does, and what
+    /// is new while it goes on, since it need not end.
+    fn count(&mut self, gateway: &Gateway, ends: bool) {
+        let Some(pieces) = self.inspector.as_ref().map(Inspector::pieces) else { return };
+        let (before, now_s) = (self.counted, gateway.now_s());
+        let news = pieces.get(before.map_or(0, |(count, _)| count)..).unwrap_or_default();
+        let is_due = before.is_none_or(|(_, at_s)| !news.is_empty() && (ends || now_s - at_s >= COUNTED_S));
+        if !is_due {
+            return;
+        }
+        self.counted = Some((pieces.len(), now_s));
+        if self.head.are_split(gateway, self.charge.agent(), news) && !self.is_split {
+            self.is_split = true;
+            self.said.findings.push(carries::SPLIT.to_owned());
+        }
     }
 
     fn finish_call(&mut self, gateway: &Gateway) -> Result<(), DropReason> {
@@ -316,7 +337,8 @@ impl Body {
         {
             self.found = inspector.findings_count();
             let of_body = inspector.findings().map(|finding| finding.name().to_owned());
-            let findings: BTreeSet<_> = self.head.findings().chain(of_body).collect();
+            let split = self.is_split.then(|| carries::SPLIT.to_owned());
+            let findings: BTreeSet<_> = self.head.findings().chain(of_body).chain(split).collect();
             self.said.findings = findings.into_iter().collect();
         }
         let charged = self.charge(self.spool_bytes);
@@ -447,8 +469,10 @@ impl Body {
             exchange.detail(CALL_TOO_LARGE);
             looked = Err(DropReason::ContentUnreadable);
         }
-        if looked.is_ok() && ends {
-            looked = self.finish(gateway);
+        match looked {
+            Ok(()) if ends => looked = self.finish(gateway),
+            Ok(()) => self.count(gateway, false),
+            Err(_) => {}
         }
         // Policy may ask for its size, which is news wherever none is declared.
         let is_news = ends || self.said.findings.len() != known || self.said.declared.is_none();

@@ -104,6 +104,9 @@ pub struct Calling {
     is_told: bool,
     /// Who needs to know.
     pub need: PayloadNeed,
+    /// Whether it opens a conversation whose first message names the model: that is the call, and nothing goes on before it is
+    /// judged.
+    opens: bool,
     /// What models cost, and today.
     prices: Arc<Prices>,
     day: Day,
@@ -172,6 +175,7 @@ impl Calls {
             route,
             is_told: llm::tells(&admitted.path),
             need,
+            opens: self.converses(admitted) == Some(Dialect::Live),
             prices: self.prices.now(),
             day: day_of(now),
         })
@@ -205,13 +209,16 @@ impl Calls {
     /// What an answer to a request costs, by the tokens it took; not known where nobody has a price for the model.
     #[must_use]
     pub fn cost(&self, admitted: &Admitted, tokens: &TokenUsage, now: Timestamp) -> CallCost {
-        let TokenUsage { model, input, output, cached, cache_written, reasoning, estimated } = tokens;
+        let TokenUsage { model, estimated, .. } = tokens;
         let usage = Usage {
-            input: *input,
-            output: *output,
-            cached: *cached,
-            cache_written: *cache_written,
-            reasoning: *reasoning,
+            input: tokens.input,
+            output: tokens.output,
+            cached: tokens.cached,
+            cache_written: tokens.cache_written,
+            reasoning: tokens.reasoning,
+            input_audio: tokens.input_audio,
+            cached_audio: tokens.cached_audio,
+            output_audio: tokens.output_audio,
         };
         let provider = self.provider(admitted).unwrap_or_else(|| UNLISTED.into());
         let model = model.as_deref().unwrap_or_default();
@@ -304,7 +311,8 @@ impl Calling {
     /// What is known of it before its body is.
     #[must_use]
     pub fn before(&self) -> Option<Facts> {
-        let route = self.route.as_ref().filter(|_| !self.is_read())?;
+        let names_later = |route: &&Route| self.opens && route.model.is_none() && !route.is_model_unclear;
+        let route = self.route.as_ref().filter(|route| !self.is_read() && !names_later(route))?;
         let mut facts = Facts {
             provider: Arc::clone(&route.provider),
             surface: route.surface.name(),
@@ -492,8 +500,23 @@ impl Facts {
 #[must_use]
 pub fn tokens(answer: Answer) -> Option<TokenUsage> {
     let Answer { model, usage, .. } = answer;
-    let Usage { input, output, cached, cache_written, reasoning } = usage?;
-    Some(TokenUsage { model, input, output, cached, cache_written, reasoning, estimated: false })
+    Some(TokenUsage { model, ..used(&usage?) })
+}
+
+/// The same, in a record's words.
+pub(super) fn used(usage: &Usage) -> TokenUsage {
+    TokenUsage {
+        model: None,
+        input: usage.input,
+        output: usage.output,
+        cached: usage.cached,
+        cache_written: usage.cache_written,
+        reasoning: usage.reasoning,
+        input_audio: usage.input_audio,
+        cached_audio: usage.cached_audio,
+        output_audio: usage.output_audio,
+        estimated: false,
+    }
 }
 
 // === impl Asking ===

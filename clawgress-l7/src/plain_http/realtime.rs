@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use clawgress_api::{CallCost, TokenUsage};
 use clawgress_inspect::llm::Provenance;
-use clawgress_inspect::llm::answer::{Asked, Following, Usage};
+use clawgress_inspect::llm::answer::{Asked, Following};
 use clawgress_inspect::llm::realtime::{Dialect, Heard, Sent, Spent, Unheard, sent};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Readings, Unreadable};
 use clawgress_inspect::prompt::Rules;
@@ -15,7 +15,7 @@ use clawgress_policy::CallsLook;
 
 use super::Admitted;
 use super::came::Came;
-use super::model::{Calling, Facts};
+use super::model::{Calling, Facts, used};
 use crate::gateway::Gateway;
 
 /// Tools that a conversation may offer: as many as a request may.
@@ -29,6 +29,8 @@ pub struct Realtime {
     dialect: Dialect,
     /// The model that a message named; where it was opened none was.
     model: Option<String>,
+    /// Whether a message was a call.
+    has_begun: bool,
     /// How policy asks about the calls that messages are, if it does.
     calling: Option<Calling>,
     limits: Limits,
@@ -90,6 +92,7 @@ impl Realtime {
         Realtime {
             dialect,
             model: None,
+            has_begun: false,
             calling,
             limits: Limits {
                 decoded_bytes_max: content.decoded_bytes_max.get(),
@@ -114,10 +117,13 @@ impl Realtime {
         let Some(calling) = &self.calling else { return Ok(None) };
         let (document, asks) =
             match sent(self.dialect, text).map_err(|why| Unsaid::Message(why.to_string()))? {
-                Sent::Other => return Ok(None),
+                Sent::Other if self.has_begun || self.dialect == Dialect::Events => return Ok(None),
+                // Where no opening was asked about, whatever comes first is the call: of a model that nobody names.
+                Sent::Other => ("{}".to_owned(), false),
                 Sent::Shows(document) => (document, false),
                 Sent::Asks(document) => (document, true),
             };
+        self.has_begun = true;
         let readings = Readings { call: Some(Some(self.dialect.surface())), messages: None };
         let inspector = Inspector::reading(Claims::new(&[b"application/json"], &[]), self.limits, readings);
         let mut inspector = inspector.with_rules(&self.rules);
@@ -225,13 +231,12 @@ impl Realtime {
 
     fn take(&mut self, gateway: &Gateway, admitted: &Admitted, spent: Spent) {
         let Spent { usage, is_estimated: estimated, has_sound } = spent;
-        let Usage { input, output, cached, cache_written, reasoning } = usage;
         let shown = std::mem::take(&mut self.shown);
-        let input = if estimated { input.max(shown) } else { input };
+        let input = if estimated { usage.input.max(shown) } else { usage.input };
         let model = self.calling.as_ref().and_then(Calling::model).or_else(|| self.model.clone());
-        let tokens = TokenUsage { model, input, output, cached, cache_written, reasoning, estimated };
+        let tokens = TokenUsage { model, input, estimated, ..used(&usage) };
         let cost = match has_sound {
-            // What sound costs is not in the table.
+            // How much of it there was, nobody has said.
             true => CallCost::Unpriced,
             false => gateway.calls.cost(admitted, &tokens, gateway.audit.now()),
         };
@@ -264,6 +269,9 @@ fn sum(all: TokenUsage, more: &TokenUsage) -> TokenUsage {
         cached: all.cached.saturating_add(more.cached),
         cache_written: all.cache_written.saturating_add(more.cache_written),
         reasoning: all.reasoning.saturating_add(more.reasoning),
+        input_audio: all.input_audio.saturating_add(more.input_audio),
+        cached_audio: all.cached_audio.saturating_add(more.cached_audio),
+        output_audio: all.output_audio.saturating_add(more.output_audio),
         estimated: all.estimated || more.estimated,
         ..all
     }

@@ -2,11 +2,11 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use clawgress_api::{AuditRecord, Verdict};
+use clawgress_api::{AuditRecord, RecordKind, Verdict};
 
 use crate::client::Answer;
 use crate::conversations::{self, TEXT, close, said};
-use crate::harness::{Gateway, Options};
+use crate::harness::{Gateway, Options, PATIENCE};
 use crate::upstream::Upstream;
 
 const POLICY: &str = r#"
@@ -34,7 +34,12 @@ struct Site {
 
 impl Site {
     async fn start(policy: &'static str) -> Site {
-        let gateway = Gateway::start(Options { policy: Some(policy), ..Options::default() }).await;
+        Site::with(policy, "").await
+    }
+
+    async fn with(policy: &'static str, more: &str) -> Site {
+        let options = Options { policy: Some(policy), more: more.to_owned(), ..Options::default() };
+        let gateway = Gateway::start(options).await;
         let upstream = Upstream::http("127.1.0.1").await;
         let host = format!("api.allowed.test:{}", upstream.address.port());
         Site { gateway, upstream, host }
@@ -159,6 +164,44 @@ async fn pieces_in_bodies_count_with_those_in_queries() {
     assert!(stopped.is_some_and(|n| n >= 7), "{stopped:?}");
     let record = site.decision(stopped.expect("found")).await;
     assert_eq!(record.findings, ["encoded_text", "split_data"]);
+}
+
+/// Who never ends what it sends hides nothing by that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pieces_in_bodies_that_do_not_end_count_too() {
+    let policy = POLICY.replace("\"private_key\"", "\"nothing\"");
+    let small = "[content]\nhold_bytes_max = 65536\nagent_memory_bytes_max = 20000000\n";
+    let site = Site::with(conversations::policy(&policy), small).await;
+    let (host, auth) = (&site.host, site.gateway.web());
+    let mut open = Vec::new();
+    for n in 0..20 {
+        let text = STANDARD.encode(format!("part {n} of {SECRET} {}", "and more ".repeat(12)));
+        let piece = format!("{text} {}", "all is well. ".repeat(6000));
+        let mut client = site.gateway.client().await;
+        client
+            .send(format!(
+                "POST http://{host}/notes HTTP/1.1\r\nHost: {host}\r\n{auth}Content-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{piece}\r\n",
+                piece.len()
+            ))
+            .await;
+        open.push(client);
+    }
+    // None of them has ended but by what was found.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let outcome = loop {
+        let records = site.gateway.control.records();
+        if let Some(found) = records.into_iter().find(|r| r.kind == RecordKind::Outcome) {
+            break found;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "nothing was found");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    };
+    assert_eq!(
+        (outcome.action.as_deref(), &outcome.policies[..]),
+        (Some("send"), &["no-data".to_owned()][..])
+    );
+    assert!(outcome.findings.contains(&"split_data".to_owned()), "{outcome:?}");
+    drop(open);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,7 +17,7 @@ const POLICY: &str = r#"
 @id("http") permit (principal == Agent::"web", action == Action::"http", resource);
 @id("tunnel") permit (principal == Agent::"web", action == Action::"tunnel", resource) when { context.protocol == "websocket" };
 @id("llm") permit (principal == Agent::"web", action == Action::"llm", resource in Provider::"local")
-when { context.llm.surface == "realtime" && ["", "gemini-live"].contains(context.llm.model) };
+when { context.llm.surface == "realtime" && context.llm.model == "gemini-live" };
 @id("no-shell") forbid (principal, action == Action::"llm", resource) when { context.llm.tools.contains("shell") };
 @id("no-orders") forbid (principal, action == Action::"llm", resource) when { context.findings.contains("prompt_injection") };
 @id("answers") permit (principal == Agent::"web", action == Action::"receive", resource);
@@ -171,6 +171,9 @@ async fn a_conversation_is_counted_by_the_model_of_its_setup() {
         cached: 128,
         cache_written: 0,
         reasoning: 0,
+        input_audio: 0,
+        cached_audio: 0,
+        output_audio: 0,
         estimated: false,
     };
     assert_eq!(outcome.tokens, Some(tokens));
@@ -192,6 +195,10 @@ async fn what_a_client_sets_up_and_shows_is_asked_before_it_goes_on() {
         (TEXT, shell.as_str(), "policy_forbidden"),
         (BINARY, shell.as_str(), "policy_forbidden"),
         (TEXT, other.as_str(), "policy_denied"),
+        // Nothing that comes before it, and no model that nobody names.
+        (TEXT, ASKS, "policy_denied"),
+        (TEXT, r#"{"setup":{}}"#, "policy_denied"),
+        (TEXT, r#"{"realtimeInput":{"audio":{"mimeType":"audio/pcm","data":"AAAA"}}}"#, "policy_denied"),
         (TEXT, order, "policy_forbidden"),
         (TEXT, twice, "content_unreadable"),
     ]

@@ -195,6 +195,9 @@ async fn a_conversation_is_counted_and_costs_what_its_responses_do() {
         cached: 128,
         cache_written: 0,
         reasoning: 0,
+        input_audio: 0,
+        cached_audio: 0,
+        output_audio: 0,
         estimated: false,
     };
     assert_eq!(outcome.tokens, Some(tokens));

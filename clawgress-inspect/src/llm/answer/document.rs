@@ -33,8 +33,12 @@ enum Node {
     /// A tool that is asked for.
     Call,
     Usage,
-    /// What counts of usage are made of.
-    Details,
+    /// What counts of usage are made of; and which of them is of sound.
+    Details(Count),
+    /// Counts by what they are of, one by one, among which this is of sound.
+    Modalities(Count),
+    Modality,
+    OfModality,
     Count(Count),
     /// What is counted of each of many answers: together.
     Sum(Count),
@@ -131,6 +135,8 @@ struct State {
     /// Whether it has `choices`, none of them, and a usage.
     has_no_choices: bool,
     has_usage: bool,
+    /// Of the count at hand that is of something: whether that is sound, and how many there are.
+    of_sound: (bool, u64),
     /// What is packed in it.
     inner: Option<Box<Document>>,
     depth: u8,
@@ -327,6 +333,7 @@ impl State {
             named: None,
             has_no_choices: false,
             has_usage: false,
+            of_sound: (false, 0),
             inner: None,
             depth,
             is_broken: false,
@@ -344,10 +351,13 @@ impl State {
                 let node = match node {
                     Node::Text | Node::Name | Node::Type | Node::Done => Node::Skip,
                     Node::Vectors => Node::Skip,
-                    Node::Usage | Node::Details | Node::Error if !object => Node::Skip,
+                    Node::Usage | Node::Details(_) | Node::Error if !object => Node::Skip,
                     Node::Top(_) if !object && !self.frames.is_empty() => Node::Turn,
                     node => node,
                 };
+                if object && matches!(node, Node::Modalities(_)) {
+                    self.of_sound = (false, 0);
+                }
                 self.frames.push(Frame { node, is_object: object, is_empty: true });
             }
             Event::Close => self.close(),
@@ -385,8 +395,11 @@ impl State {
                 self.inner = Some(Box::new(inner));
                 Scalar::Packed
             }
-            (node @ (Node::Count(_) | Node::Sum(_)), Kind::Word) => Scalar::Keep(node),
-            (Node::Skip | Node::Count(_) | Node::Sum(_) | Node::Usage | Node::Top(_), _) => Scalar::Skip,
+            (node @ (Node::Count(_) | Node::Sum(_) | Node::OfModality), Kind::Word) => Scalar::Keep(node),
+            (
+                Node::Skip | Node::Count(_) | Node::Sum(_) | Node::OfModality | Node::Usage | Node::Top(_),
+                _,
+            ) => Scalar::Skip,
             (node, Kind::Text) => Scalar::Keep(node),
             _ => Scalar::Skip,
         };
@@ -487,6 +500,11 @@ impl State {
 
     fn close(&mut self) {
         let Some(frame) = self.frames.pop() else { return };
+        if let (Node::Modalities(count), true, (true, more)) = (frame.node, frame.is_object, self.of_sound)
+            && let Some(slot) = self.facts.counts.get_mut(count as usize)
+        {
+            *slot = Some(slot.unwrap_or_default().saturating_add(more));
+        }
         if self.frames.len() == 1 && !frame.is_object && !frame.is_empty {
             self.has_no_choices = false;
         }
@@ -520,6 +538,8 @@ impl State {
                     *slot = Some(slot.unwrap_or_default().saturating_add(number));
                 }
             }
+            (Node::OfModality, Some(text)) => self.of_sound.1 = number(text).unwrap_or_default(),
+            (Node::Modality, Some(text)) => self.of_sound.0 = text.eq_ignore_ascii_case("audio"),
             (Node::Done, Some("true")) => self.facts.is_over = true,
             (Node::Name, None) => self.facts.has_more_tools = true,
             (_, Some("") | None) => {}

@@ -2,8 +2,7 @@
 //! `generateContent` has it, and what a server says as its answer has. Must never pass over what either side may name in another
 //! way: of a name in both spellings that protobuf's JSON takes, nobody knows which one counts.
 
-use super::{Heard, Sent, Spent, Unheard};
-use crate::llm::answer::Usage;
+use super::{Heard, Sent, Unheard};
 use crate::tool::{Value, ValueError};
 
 /// What a client's message says of a call: of a conversation (`setup`), of turns, of what tools answered, of text as it is typed.
@@ -123,12 +122,14 @@ impl Heard {
     /// Hears the next message of such a conversation: a turn of the model's is a response, whose tokens may be told behind its end.
     pub(super) fn live(&mut self, value: &Value) -> Result<(), Unheard> {
         whole(value)?;
-        let (mut parts, mut is_end) = (Vec::new(), false);
+        let (mut parts, mut is_end, mut has_sound) = (Vec::new(), false, false);
         if let Some(content) = object(value, ["serverContent", "server_content"])? {
             let turn = object(content, ["modelTurn", "model_turn"])?;
             for part in list(turn.and_then(|turn| turn.member("parts")))? {
                 let blob = object(part, ["inlineData", "inline_data"])?;
-                if blob.map(is_sound).transpose()? != Some(true) {
+                if blob.map(is_sound).transpose()? == Some(true) {
+                    has_sound = true;
+                } else {
                     parts.push(part.clone());
                 }
             }
@@ -143,16 +144,16 @@ impl Heard {
             parts.extend(all.iter().map(part));
         }
         let usage = object(value, ["usageMetadata", "usage_metadata"])?;
-        if self.is_over && !parts.is_empty() {
+        if self.is_over && (!parts.is_empty() || has_sound) {
             // Nobody told what the turn before it took.
             self.turn_ends();
         }
+        self.has_sound |= has_sound;
         if !parts.is_empty() || usage.is_some() || is_end {
             let content = ("content".to_owned(), turn("model", parts));
             let candidates = Value::Array(vec![Value::Object(vec![content])]);
             let mut event = vec![("candidates".to_owned(), candidates)];
             event.extend(usage.map(|usage| ("usageMetadata".to_owned(), counts(usage))));
-            self.has_sound |= usage.is_some_and(has_sound);
             let at = self.response(String::new())?;
             self.event(at, &Value::Object(event))?;
             self.is_counted |= usage.is_some();
@@ -167,12 +168,9 @@ impl Heard {
     /// Counts the turn that is under way.
     fn turn_ends(&mut self) {
         (self.is_over, self.is_counted) = (false, false);
-        let has_sound = std::mem::take(&mut self.has_sound);
-        let Some((_, reader)) = self.responses.pop() else { return };
-        let answer = reader.finish();
-        let (is_estimated, estimated) = (answer.usage.is_none(), answer.output_estimated);
-        let usage = answer.usage.unwrap_or(Usage { output: estimated, ..Usage::default() });
-        self.spend(Spent { usage, is_estimated, has_sound });
+        if let Some((_, reader)) = self.responses.pop() {
+            self.spend(reader);
+        }
     }
 }
 
@@ -183,16 +181,6 @@ fn counts(usage: &Value) -> Value {
         (name.to_owned(), value.clone())
     });
     Value::Object(members.collect())
-}
-
-/// Whether some of what was counted is sound.
-fn has_sound(usage: &Value) -> bool {
-    let of = |name: &str| usage.member(name).map(Value::items).unwrap_or_default();
-    let mut all = of("promptTokensDetails").iter().chain(of("responseTokensDetails"));
-    all.any(|one| {
-        let is_sound = one.member("modality").and_then(Value::text) == Some("AUDIO");
-        is_sound && matches!(one.member("tokenCount"), Some(Value::Number(count)) if count != "0")
-    })
 }
 
 #[cfg(test)]

@@ -50,7 +50,8 @@ fn a_conversation_is_read_response_by_response() {
     let spent = heard.take_spent();
     let usage = |n: usize| (spent[n].usage.input, spent[n].usage.cached, spent[n].usage.output);
     assert_eq!((usage(0), usage(1)), ((130, 64, 20), (40, 0, 20)));
-    assert_eq!((spent[0].has_sound, spent[1].has_sound), (false, true));
+    assert_eq!((spent[0].usage.output_audio, spent[1].usage.output_audio), (0, 15));
+    assert!(spent.iter().all(|spent| !spent.has_sound), "what sound took is told");
     assert!(spent.iter().all(|spent| !spent.is_estimated) && heard.under_way().is_none());
 }
 
@@ -64,6 +65,19 @@ fn what_breaks_off_is_estimated() {
     heard.message(done.as_bytes()).expect(done);
     let spent = heard.take_spent();
     assert!(spent.len() == 1 && spent[0].is_estimated && spent[0].usage.output >= 2, "{spent:?}");
+}
+
+#[test]
+fn sound_that_nobody_counted_is_told() {
+    let mut heard = heard(Following::Names);
+    let sound = r#"{"type":"response.output_audio.delta","response_id":"r3","delta":"AAAA"}"#;
+    let done = r#"{"type":"response.done","response":{"id":"r3","output":[],"usage":{"input_tokens":9,"output_tokens":7,"input_token_details":{"audio_tokens":8,"cached_tokens":6,"cached_tokens_details":{"text_tokens":1,"audio_tokens":5}}}}}"#;
+    for message in [sound, done, done] {
+        heard.message(message.as_bytes()).expect(message);
+    }
+    let spent = heard.take_spent();
+    let of = |n: usize| (spent[n].usage.input_audio, spent[n].usage.cached_audio, spent[n].has_sound);
+    assert_eq!((of(0), of(1)), ((8, 5, true), (8, 5, false)), "the next has none");
 }
 
 #[test]

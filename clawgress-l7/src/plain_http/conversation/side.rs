@@ -112,7 +112,8 @@ impl Looks {
         let kind: &[&[u8]] = if is_text { &[] } else { &[b"application/octet-stream"] };
         let inspector = Inspector::new(Claims::new(kind, &[]), self.limits);
         match &self.rules {
-            Some(rules) => inspector.hearing(rules, Provenance::Retrieved),
+            // Clients take either kind of message for the same.
+            Some(rules) => inspector.hearing(rules, Provenance::Retrieved).hearing_bytes(),
             None => inspector,
         }
     }

@@ -26,10 +26,18 @@ impl Node {
             Node::Results if name == "tokenCount" => Node::Count(Count::Output),
             Node::Results => turn(name),
             Node::Usage => usage(name),
-            Node::Details => match name {
+            Node::Details(Count::CachedAudio) if name != "audio_tokens" => Node::Skip,
+            Node::Details(sound) => match name {
+                "audio_tokens" => Node::Count(sound),
+                "cached_tokens_details" => Node::Details(Count::CachedAudio),
                 "cached_tokens" => Node::Count(Count::Cached),
                 "cache_write_tokens" => Node::Count(Count::CacheWritten),
                 "reasoning_tokens" => Node::Count(Count::Reasoning),
+                _ => Node::Skip,
+            },
+            Node::Modalities(_) => match name {
+                "modality" => Node::Modality,
+                "tokenCount" => Node::OfModality,
                 _ => Node::Skip,
             },
             Node::Error => match name {
@@ -111,14 +119,18 @@ fn usage(name: &str) -> Node {
         "thoughtsTokenCount" => Count::Thoughts,
         // What Cohere bills; and what else is said of counts.
         "billed_units" => return Node::Usage,
-        "prompt_tokens_details"
-        | "input_tokens_details"
-        | "completion_tokens_details"
-        | "output_tokens_details"
-        // Of realtime conversations.
-        | "input_token_details"
-        | "output_token_details" => {
-            return Node::Details;
+        // Those in the singular are of realtime conversations and of transcriptions.
+        "prompt_tokens_details" | "input_tokens_details" | "input_token_details" => {
+            return Node::Details(Count::InputAudio);
+        }
+        "completion_tokens_details" | "output_tokens_details" | "output_token_details" => {
+            return Node::Details(Count::OutputAudio);
+        }
+        // Of Gemini; what its tools were asked with is input, too.
+        "promptTokensDetails" | "toolUsePromptTokensDetails" => return Node::Modalities(Count::InputAudio),
+        "cacheTokensDetails" => return Node::Modalities(Count::CachedAudio),
+        "candidatesTokensDetails" | "responseTokensDetails" => {
+            return Node::Modalities(Count::OutputAudio);
         }
         _ => return Node::Skip,
     })
@@ -138,6 +150,9 @@ pub(in super::super) fn is_over(kind: &str) -> bool {
             | "response.failed"
             | "message_stop"
             | "transcript.text.done"
+            | "image_generation.completed"
+            | "image_edit.completed"
+            | "speech.audio.done"
             | "message-end"
             | "stream-end"
     )

@@ -40,12 +40,13 @@ fn a_conversation_is_read_turn_by_turn() {
     assert_eq!(String::from_utf8(texts).expect("text"), "Hello thereAnd then some more of it");
     let spent = heard.take_spent();
     let usage = |n: usize| {
-        let Spent { usage, has_sound, is_estimated } = &spent[n];
-        (usage.input, usage.cached, usage.output, usage.reasoning, *has_sound, *is_estimated)
+        let super::super::Spent { usage, has_sound, is_estimated } = &spent[n];
+        assert!(!has_sound, "what sound took is told");
+        (usage.input, usage.cached, usage.output, usage.reasoning, usage.output_audio, *is_estimated)
     };
     assert_eq!(spent.len(), 2);
-    assert_eq!(usage(0), (130, 64, 20, 0, false, false));
-    assert_eq!(usage(1), (40, 0, 25, 5, true, false), "what is told behind its end");
+    assert_eq!(usage(0), (130, 64, 20, 0, 0, false));
+    assert_eq!(usage(1), (40, 0, 25, 5, 20, false), "what is told behind its end");
     let under_way = heard.under_way().expect("some text");
     assert!(under_way.is_estimated && under_way.usage.output >= 3, "{under_way:?}");
     // What nobody counted, before what comes next.
@@ -54,6 +55,7 @@ fn a_conversation_is_read_turn_by_turn() {
     heard.message(SAID[3].as_bytes()).expect("read");
     let spent = heard.take_spent();
     assert!(spent.len() == 1 && spent[0].is_estimated && spent[0].usage.output >= 3, "{spent:?}");
+    assert!(!spent[0].has_sound, "that came after it");
 }
 
 #[test]
