@@ -57,7 +57,7 @@ pub enum TargetError {
     Form,
     /// The path has another spelling that servers take for the same.
     #[error(
-        "the path must be written in its plain form: no dot or empty segments, no needless percent-encoding"
+        "the path must be written in its plain form: no dot or empty segments, no percent-encoded letters, and UTF-8"
     )]
     Path,
 }
@@ -95,12 +95,13 @@ pub fn parse<'a>(method: &str, target: &'a [u8]) -> Result<Target<'a>, TargetErr
     Ok(Target::Absolute { host, port, path })
 }
 
-/// Whether a path has only this spelling: policy is asked about its bytes, and servers act on what they
-/// make of them (RFC 3986 sections 6.2.2.2 and 6.2.2.3).
+/// Whether a path leads nowhere else for who decodes or resolves it (RFC 3986 sections 6.2.2.2 and 6.2.2.3). What may stand in it
+/// plainly or encoded (`:`, `@`, `;`) is for policy to make one of.
 ///
 /// # Errors
 /// [`TargetError::Path`] on dot segments, also encoded or with parameters; on empty segments but the
-/// last; on encoded unreserved characters, slashes and backslashes; on a `%` that encodes nothing.
+/// last; on encoded unreserved characters, slashes and backslashes; on a `%` that encodes nothing; and on what is no UTF-8 once it
+/// is decoded, as an overlong `%C0%AE` is not (RFC 3629 section 10).
 pub fn plain_path(path: &str) -> Result<(), TargetError> {
     let Some(path) = path.strip_prefix('/') else { return Err(TargetError::Path) };
     let mut segments = path.split('/').peekable();
@@ -115,8 +116,24 @@ pub fn plain_path(path: &str) -> Result<(), TargetError> {
         {
             return Err(TargetError::Path);
         }
+        is_text(segment)?;
     }
     Ok(())
+}
+
+/// Whether what a segment encodes is UTF-8.
+fn is_text(segment: &str) -> Result<(), TargetError> {
+    if !segment.contains('%') {
+        return Ok(());
+    }
+    let mut decoded = Vec::with_capacity(segment.len());
+    let mut at = 0;
+    while let Some(b) = segment.as_bytes().get(at) {
+        let byte = encoded(segment, at).filter(|_| *b == b'%');
+        decoded.push(byte.unwrap_or(*b));
+        at += if byte.is_some() { 3 } else { 1 };
+    }
+    std::str::from_utf8(&decoded).map(|_| ()).map_err(|_| TargetError::Path)
 }
 
 /// The byte that the percent sign at `at` encodes.
@@ -237,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_has_one_spelling() {
+    fn a_path_leads_nowhere_else() {
         for path in [
             "/",
             "/a",
@@ -250,7 +267,9 @@ mod tests {
             "/%20",
             "/%C3%BC",
             "/a%3Ab",
+            "/a%3ab%40%2B",
             "/%25",
+            "/%E2%82%AC%F0%9F%98%80",
             "/a%252e",
         ] {
             assert_eq!(plain_path(path), Ok(()), "{path}");
@@ -286,6 +305,15 @@ mod tests {
             "/%zz",
             "/a%",
             "/%+1",
+            "/%c0%ae%c0%ae/a",
+            "/%C0%AFa",
+            "/%e0%80%ae",
+            "/%F0%80%80%AE",
+            "/%ff",
+            "/%C3",
+            "/%C3/%BC",
+            "/%ED%A0%80",
+            "/%F4%90%80%80",
         ] {
             assert_eq!(plain_path(path), Err(TargetError::Path), "{path}");
         }

@@ -16,23 +16,33 @@ const HOP: [&str; 9] = [
 
 /// Fields by which servers are told who the client is, where it comes from, or what it "really" asked
 /// for. Compared with `_` taken for `-`, as CGI does.
-const IDENTITY: [&str; 18] = [
+const IDENTITY: [&str; 28] = [
     "cf-connecting-ip",
+    "cf-connecting-ipv6",
     "client-ip",
     "fastly-client-ip",
+    "fly-client-ip",
     "forwarded",
     "remote-addr",
     "remote-user",
     "true-client-ip",
+    "wl-proxy-client-ip",
     "x-client-cert",
     "x-client-ip",
     "x-cluster-client-ip",
+    "x-envoy-external-address",
+    "x-host",
     "x-http-method-override",
     "x-method-override",
+    "x-original-forwarded-for",
     "x-original-host",
     "x-original-url",
+    "x-originating-ip",
     "x-real-ip",
+    "x-remote-addr",
+    "x-remote-ip",
     "x-remote-user",
+    "x-ssl-client-verify",
     "x-rewrite-url",
     "x-http-method",
 ];

@@ -16,6 +16,7 @@ pub mod host;
 pub mod kernel;
 pub mod lint;
 mod members;
+pub mod path;
 mod policies;
 mod prefix;
 pub mod quota;

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1::{self, Body, Head};
 use clawgress_inspect::proxy_request::{self, Target};
-use clawgress_policy::{Host, Scheme, fields, head as policy};
+use clawgress_policy::{Host, Scheme, fields, head as policy, path};
 use zeroize::Zeroizing;
 
 use super::credential::{self, Ours};
@@ -60,7 +60,7 @@ pub struct Admitted {
     pub host: Host,
     /// Port.
     pub port: u16,
-    /// Path as sent on, without the query.
+    /// Path as policy is asked about it, without the query: the normal form of the one that is sent on.
     pub path: String,
     /// What follows the path's `?`: never recorded, it may hold secrets.
     pub query: String,
@@ -190,7 +190,7 @@ pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), Drop
     let has = |name: &str| head.fields.iter().any(|f| f.name.eq_ignore_ascii_case(name));
     let admitted = Admitted {
         method: head.method.to_owned(),
-        path: path_of(&target).to_owned(),
+        path: path::normal(path_of(&target)).into_owned(),
         query: target.split_once('?').map_or("", |(_, query)| query).to_owned(),
         credential,
         upstream,
@@ -404,7 +404,9 @@ mod tests {
     fn fields_of_this_hop_and_of_identity_stay_here() {
         let raw = "GET /p HTTP/1.1\nHost: a.test\nProxy-Authorization: Basic x\nProxy-Connection: close\nConnection: x-mine, keep-alive\nX-Mine: 1\nKeep-Alive: 5\nTE: trailers\n\
             X-Forwarded-For: 1.2.3.4\nX_Forwarded_For: 1.2.3.4\nForwarded: for=x\nX-Real-IP: x\nx-clawgress-agent: root\nX_Clawgress_Agent: root\n\
-            Content_Encoding: gzip\nContent_Type: text/plain\nTrue-Client-IP: x\nRemote_User: root\nAuthorization: Bearer kept";
+            Content_Encoding: gzip\nContent_Type: text/plain\nTrue-Client-IP: x\nRemote_User: root\n\
+            X-Original-Forwarded-For: x\nX-Originating-IP: x\nX-Remote-IP: x\nX_Remote_Addr: x\nWL-Proxy-Client-IP: x\n\
+            CF-Connecting-IPv6: ::1\nFly-Client-IP: x\nX-SSL-Client-Verify: SUCCESS\nX-Envoy-External-Address: x\nX-Host: b.test\nAuthorization: Bearer kept";
         check(
             raw,
             &STEERED,
@@ -480,7 +482,7 @@ mod tests {
             prop_assert_eq!(&String::from_utf8(same).expect("text"), &out);
             prop_assert_eq!((&second.host, second.port, &second.path), (&admitted.host, admitted.port, &admitted.path));
             let uri: http::Uri = std::str::from_utf8(head.target).expect("text").parse().expect("a URI");
-            prop_assert_eq!(uri.path(), &admitted.path);
+            prop_assert_eq!(path::normal(uri.path()), &admitted.path[..]);
             http::Method::from_bytes(admitted.method.as_bytes()).expect("a method");
             for field in &head.fields {
                 http::HeaderName::from_bytes(field.name.as_bytes()).expect("a name");

@@ -52,6 +52,50 @@ async fn each_request_of_a_connection_is_judged() {
     assert!(outcome.bytes_sent > Some(50) && outcome.bytes_received > Some(20), "{outcome:?}");
 }
 
+/// However a client spells what it may spell in several ways, policy is asked the same; what goes on is what was signed by who
+/// signs it as it is sent (AWS).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spellings_of_a_path_are_one_to_policy() {
+    const VERBS: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("http") permit (principal, action == Action::"http", resource) when { context.path like "/v1/*" };
+@id("no-delete") forbid (principal, action == Action::"http", resource) when { context.path like "*:delete" };
+@id("no-invoke") forbid (principal, action == Action::"http", resource) when { context.path like "*@(secret)/*" };
+"#;
+    let gateway = Gateway::start(Options { policy: Some(VERBS), ..Options::default() }).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let auth = gateway.web();
+    for (path, status) in [
+        ("/v1/x:delete", 403),
+        ("/v1/x%3Adelete", 403),
+        ("/v1/x%3adelete", 403),
+        ("/v1/a%40%28secret%29/b", 403),
+        ("/v1/a%40(secret%29/b", 403),
+        ("/v1/claude-v1%3A0/invoke", 200),
+        ("/v1/claude-v1:0/invoke", 200),
+        ("/v1/%c3%bc", 200),
+        // Overlong, cut short, and not text at all.
+        ("/v1/%c0%ae%c0%ae/x", 400),
+        ("/v1/%c0%afx", 400),
+        ("/v1/%e0%80%ae%e0%80%ae/x", 400),
+        ("/v1/%c3", 400),
+        ("/v1/%ff", 400),
+        ("/v1/..%2f..%2fadmin", 400),
+        ("/v1/..;x=y/admin", 400),
+    ] {
+        let mut client = gateway.client().await;
+        client.send(format!("GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n{auth}\r\n")).await;
+        assert_eq!(client.answer().await.status, status, "{path}");
+    }
+    let seen: Vec<String> =
+        upstream.requests().iter().map(|r| r.split(" HTTP").next().unwrap().to_owned()).collect();
+    let sent = ["GET /v1/claude-v1%3A0/invoke", "GET /v1/claude-v1:0/invoke", "GET /v1/%c3%bc"];
+    assert_eq!(seen, sent, "as they were sent");
+    let (decision, _) = gateway.exchange(5).await;
+    assert_eq!(decision.destination.path.as_deref(), Some("/v1/claude-v1:0/invoke"), "as it was judged");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_denial_names_its_policies_in_the_form_that_its_client_takes() {
     const FORBIDS: &str = r#"

@@ -14,7 +14,7 @@ use crate::host::quote;
 use crate::members::{Class, Members, check_prefix};
 use crate::set::applies;
 use crate::vocabulary::ActionKind;
-use crate::{Host, PolicyProblem, Transport, TunnelProtocol};
+use crate::{Host, PolicyProblem, Transport, TunnelProtocol, path};
 
 /// What people call a protocol, and its name here.
 const PROTOCOL_ALIASES: [(&str, &str); 9] = [
@@ -403,6 +403,9 @@ impl Reviewer<'_> {
             (Var::Context, "path") if !text.starts_with('/') && text != "*" => {
                 self.problem(at, format!("a path starts with `/`: `{}` never matches", quote(text)));
             }
+            (Var::Context, "path") if path::normal(text) != text => {
+                self.problem(at, not_canonical("the path", text, &path::normal(text)));
+            }
             (Var::Resource, "name") => match Host::parse(text) {
                 Err(e) => self.problem(at, e.to_string()),
                 Ok(host) if host.to_string() != text => {
@@ -468,6 +471,20 @@ impl Reviewer<'_> {
         }
     }
 
+    /// `context.path like "…"`: what stands between wildcards is in the form that paths are asked in.
+    fn path_pattern(&mut self, pattern: &Pattern, at: Option<usize>) {
+        for piece in pattern.get_elems().split(|e| matches!(e, PatternElem::Wildcard)) {
+            let plain = |e: &PatternElem| match e {
+                PatternElem::Char(c) => Some(*c),
+                PatternElem::Wildcard => None,
+            };
+            let text: String = piece.iter().filter_map(plain).collect();
+            if path::normal(&text) != text {
+                self.problem(at, not_canonical("the path", &text, &path::normal(&text)));
+            }
+        }
+    }
+
     /// `resource.name like "…"`: a glob must not let `*allowed.test` allow `notallowed.test`.
     fn pattern(&mut self, subject: &Expr, pattern: &Pattern, sense: Sense, at: Option<usize>) {
         match syntax::attribute(subject) {
@@ -477,6 +494,7 @@ impl Reviewer<'_> {
                 let never = "`context.scheme` is never like this: it is `http` or `https`";
                 return self.problem(at, never.to_owned());
             }
+            Some((Var::Context, "path")) => return self.path_pattern(pattern, at),
             _ => return,
         }
         let elements = pattern.get_elems();

@@ -266,6 +266,13 @@ const REFUSED_CONDITIONS: &[(&str, &str, &str)] = &[
     ("tls", r#"resource in HostSet::"empty""#, "the host set `empty` has no members"),
     ("connect", r#"!(resource in NetworkSet::"nothing")"#, "the network set `nothing` has no members"),
     ("http", r#"context.path == "v1""#, "a path starts with `/`"),
+    (
+        "http",
+        r#"context.path == "/v1/x%3Aread""#,
+        "the path `/v1/x%3Aread` is not in canonical form and never matches: write `/v1/x:read`",
+    ),
+    ("http", r#"context.path == "/%c3%bc""#, "never matches: write `/%C3%BC`"),
+    ("http", r#"context.path like "/v1/*%3adelete*""#, "the path `%3adelete` is not in canonical form"),
     ("http", r#"resource.name == "API.test""#, "resource.name `API.test` is not in canonical form"),
     ("http", r#"resource.name like "*allowed.test""#, "this pattern can match names in other domains"),
     ("http", r#"resource.name like "allowed.*""#, "this pattern can match names in other domains"),

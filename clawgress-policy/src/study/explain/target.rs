@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::{Body, Offered, Target};
 use crate::head::Head;
 use crate::host::quote;
-use crate::{Host, Scheme, Transport};
+use crate::{Host, Scheme, Transport, path as spelling};
 
 impl Target {
     /// Reads what a person writes: `http://…` or `https://…`, `ws://…` or `wss://…`, or an address, with a port where the protocol has them.
@@ -163,7 +163,7 @@ impl Target {
             _ => (authority, port),
         };
         let host = Host::parse(host).map_err(|error| error.to_string())?;
-        let path = if path.is_empty() { "/" } else { path }.to_owned();
+        let path = if path.is_empty() { "/".to_owned() } else { spelling::normal(path).into_owned() };
         let method = method.unwrap_or("GET").to_owned();
         let (head, hello, is_endpoint) = (Box::new(Head::of([], query)), Offered::default(), false);
         Ok(Target::Url { host, port, scheme, method, path, head, ip, hello, is_endpoint, opens, body: None })
