@@ -128,6 +128,12 @@ impl Reassembler {
         Ok(None)
     }
 
+    /// Bytes taken off the wire so far, up to the end of the hello once it is whole.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.total
+    }
+
     /// Takes bytes of a record header; returns the rest of `input`.
     fn header_bytes<'a>(&mut self, input: &'a [u8]) -> Result<&'a [u8], HelloError> {
         let Some((byte, rest)) = input.split_first() else { return Ok(input) };

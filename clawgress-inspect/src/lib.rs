@@ -9,6 +9,7 @@ pub mod client_hello;
 pub mod dns;
 pub mod encoded;
 pub mod events;
+pub mod hello_retry;
 pub mod http1;
 pub mod http2;
 pub mod ja4;

@@ -254,7 +254,7 @@ impl Subject {
         if self.steered_to.is_some() && ruling.verdict.is_ok() {
             // The connection is made already, to where the client wanted: that must be where we would
             // have gone.
-            let ways = gateway.ways(&subject.host, subject.port).await?;
+            let ways = gateway.ways(subject.who.identity.agent.index, &subject.host, subject.port).await?;
             ruling = judge()?;
             if ruling.verdict.is_ok() && self.way.as_ref().is_none_or(|way| !ways.contains(way)) {
                 ruling = Ruling::deny("tls", DropReason::SniMismatch).obliged_by(&ruling);
@@ -445,7 +445,7 @@ async fn establish(
         if ruling.verdict.is_err() {
             return Err(ruling);
         }
-        let ways = gateway.ways(&subject.host, subject.port).await;
+        let ways = gateway.ways(subject.who.identity.agent.index, &subject.host, subject.port).await;
         let ways = ways.map_err(|reason| Ruling::deny("connect", reason).obliged_by(&ruling))?;
         let agent = &subject.who.identity.agent;
         let ways = (&ways[..], subject.port);
@@ -554,6 +554,9 @@ pub async fn carry(
     let pipes = (&gateway.pipes, subject.who.identity.agent.index);
     let carried = tunnel::run(&mut client, &upstream, first, pipes, cut).await;
     let (sent, received, reason) = carried;
+    if reason.is_some() {
+        client.abandon();
+    }
     if let Some(found) = found.get() {
         exchange.host(&found.host, found.port);
         if let Content::Tls(Offered { ja4, .. }) = &found.content {

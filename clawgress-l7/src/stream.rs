@@ -5,15 +5,14 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::http2::Within;
 use crate::intercept::Wire;
+use crate::tunnel;
 
 /// The connection.
 #[derive(Debug)]
@@ -58,7 +57,7 @@ impl Stream {
     /// for as long as the client takes a byte of it now and then, and nothing counts such connections.
     pub fn abandon(&self) {
         if let Some(tcp) = self.tcp() {
-            let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+            tunnel::reset_on_drop(tcp);
         }
     }
 }

@@ -14,16 +14,19 @@ use rustix::pipe::{SpliceFlags, splice};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+use tokio::sync::SetOnce;
 use tokio::time::Instant;
 
 use crate::limit;
 use crate::stream::Stream;
 
 mod halves;
+mod hello;
 mod pipes;
 
 pub use halves::Reader;
 use halves::Writer;
+use hello::Begun;
 pub use pipes::Pipes;
 
 /// Buffer of the copy that replaces splice(2).
@@ -88,8 +91,8 @@ impl Meter {
 
 /// Carries what `first` ends with (bytes of the client that were read already, or that it reads) and then everything,
 /// until both sides have ended, one fails, nothing moves for too long, or `first` or `cut` says why to
-/// stop. Until `first` has ended, nothing goes on from the client; what the upstream says goes on at
-/// once. Wide ones of the `pipes` are taken for this agent, by its index. Returns the bytes sent and received, and why it was stopped, if it was.
+/// stop. Until `first` has ended, nothing goes on from the client, and behind a hello of TLS nothing before the server has answered; what the upstream says goes on at
+/// once. What is stopped ends by a reset at the upstream, and is to end so at the client ([`Stream::abandon`]). Wide ones of the `pipes` are taken for this agent, by its index. Returns the bytes sent and received, and why it was stopped, if it was.
 pub async fn run<'a, F>(
     client: &'a mut Stream,
     upstream: &TcpStream,
@@ -105,13 +108,18 @@ where
         let _ = stream.set_nodelay(true);
         keep_alive(stream);
     }
-    let (reader, writer) = halves::split(client);
+    let (reader, mut writer) = halves::split(client);
+    let is_retry = SetOnce::new();
     let sending = async {
-        let (reader, first) = first(reader).await;
-        let first = first.map_err(Stop::For)?;
-        write(upstream, &first, &meter, &meter.sent).await?;
+        let (mut reader, first) = first(reader).await;
+        let Begun { bytes, behind } = Begun::of(first.map_err(Stop::For)?);
+        write(upstream, &bytes, &meter, &meter.sent).await?;
         // It is small, but tunnels are many and long.
-        drop(first);
+        drop(bytes);
+        if let Some(behind) = behind {
+            let behind = Box::pin(hello::behind(&mut reader, behind, &is_retry)).await.map_err(Stop::For)?;
+            write(upstream, &behind, &meter, &meter.sent).await?;
+        }
         match reader {
             Reader::Clear(client) => pump(client.as_ref(), upstream, &meter, &meter.sent, pipes).await?,
             Reader::Tls(client) => halves::read(client, upstream, &meter).await?,
@@ -119,6 +127,7 @@ where
         Ok::<(), Stop>(())
     };
     let receiving = async {
+        hello::reply(upstream, &mut writer, &meter, &is_retry).await?;
         match writer {
             Writer::Clear(client) => pump(upstream, client.as_ref(), &meter, &meter.received, pipes).await?,
             Writer::Tls(client) => halves::write(upstream, client, &meter).await?,
@@ -137,7 +146,16 @@ where
         () = meter.idle() => Some(DropReason::Timeout),
     };
     let (sent, received) = meter.bytes();
+    if stopped.is_some() {
+        // What was sent and not taken yet doesn't go on, and the server doesn't take what it has got for all there is.
+        reset_on_drop(upstream);
+    }
     (sent, received, stopped)
+}
+
+/// Has a connection end by a reset once it is dropped, with all that its peer has not taken.
+pub fn reset_on_drop(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
 /// Finds peers that are gone without a word; a socket that can't do it still has the idle time.

@@ -4,15 +4,17 @@
 //! connection, so that tunnels and Pingora need not know; a task carries what passes between the other end and the TLS.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use pingora_core::protocols::l4::stream::Stream;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, split};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest, split};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -74,6 +76,32 @@ impl Secured {
     }
 }
 
+/// Tells when nobody has the other end of a pair any more, whatever waits in it.
+#[derive(Debug)]
+struct Gone(UnixStream);
+
+// === impl Gone ===
+
+impl Gone {
+    fn of(own: &UnixStream) -> io::Result<Gone> {
+        // What is ready is noted apart for this one, and cleared here without keeping who carries from it.
+        let other = std::os::unix::net::UnixStream::from(own.as_fd().try_clone_to_owned()?);
+        UnixStream::from_std(other).map(Gone)
+    }
+
+    async fn wait(&self) {
+        while let Ok(ready) = self.0.ready(Interest::WRITABLE).await {
+            if ready.is_write_closed() {
+                return;
+            }
+            let wait = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+            let _ = self.0.try_io(Interest::WRITABLE, wait);
+            // Whatever comes by the pair is told, too.
+            tokio::time::sleep(limit::PARENT_LOOK).await;
+        }
+    }
+}
+
 // === impl Leg ===
 
 impl Leg {
@@ -111,22 +139,37 @@ impl From<Leg> for Stream {
     }
 }
 
-/// Carries what passes until both sides have ended. Who has the other end bounds how long that takes; one that is gone
-/// altogether looks as one that has ended its side, for which there is a bound here.
+/// Carries what passes until both sides have ended, or until nobody has the other end any more: whoever had it bounds how long this
+/// takes, also while the parent takes nothing. Where the parent had not ended by then, it was cut, or failed: what is under way is
+/// dropped, and the parent sees a reset. Where it had, the last bytes have a moment.
 async fn carry(stream: TlsStream<TcpStream>, own: UnixStream) {
+    let Ok(gone) = Gone::of(&own) else { return };
     let (mut from_parent, mut to_parent) = split(stream);
     let (mut from_here, mut to_here) = own.into_split();
-    let ended = CancellationToken::new();
+    let (ended, has_ended) = (CancellationToken::new(), AtomicBool::new(false));
     let up = async {
         let _ = copy(&mut from_here, &mut to_parent, &CancellationToken::new()).await;
         let _ = timeout(limit::CLIENT_WRITE, to_parent.shutdown()).await;
         ended.cancel();
     };
     let down = async {
-        let _ = copy(&mut from_parent, &mut to_here, &ended).await;
+        let is_whole = copy(&mut from_parent, &mut to_here, &ended).await.is_ok();
+        has_ended.store(is_whole, Ordering::Relaxed);
         let _ = to_here.shutdown().await;
     };
-    tokio::join!(up, down);
+    let is_carried = {
+        let mut both = pin!(async { tokio::join!(up, down) });
+        tokio::select! {
+            biased;
+            () = gone.wait() => {
+                has_ended.load(Ordering::Relaxed) && timeout(limit::CUT_GRACE, both).await.is_ok()
+            }
+            _ = &mut both => true,
+        }
+    };
+    if !is_carried {
+        tunnel::reset_on_drop(from_parent.unsplit(to_parent).get_ref().0);
+    }
 }
 
 /// Copies to the end of `from`. Once `ended`, silence ends it, too.
@@ -152,3 +195,6 @@ async fn copy(
         to.flush().await?;
     }
 }
+
+#[cfg(test)]
+mod tests;

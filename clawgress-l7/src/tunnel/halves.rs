@@ -58,6 +58,21 @@ pub fn split(stream: &mut Stream) -> (Reader<'_>, Writer<'_>) {
     }
 }
 
+impl Writer<'_> {
+    /// Says all of `bytes`.
+    pub async fn say(&mut self, bytes: &[u8], meter: &Meter) -> io::Result<()> {
+        match self {
+            Writer::Clear(client) => super::write(client.as_ref(), bytes, meter, &meter.received).await,
+            Writer::Tls(client) => {
+                client.write_all(bytes).await?;
+                client.flush().await?;
+                meter.moved(&meter.received, bytes.len());
+                Ok(())
+            }
+        }
+    }
+}
+
 impl AsyncRead for Reader<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {

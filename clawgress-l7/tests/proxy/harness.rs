@@ -72,6 +72,12 @@ const ZONE: &[(&str, &[&str])] = &[
     ("ten.allowed.test", &["10.0.0.1"]),
     ("mapped.allowed.test", &["::ffff:10.0.0.1"]),
     ("nat64.allowed.test", &["64:ff9b::a00:1"]),
+    ("task.allowed.test", &["169.254.170.2"]),
+    ("cgnat.allowed.test", &["100.64.0.1"]),
+    ("alibaba.allowed.test", &["100.100.100.200"]),
+    ("sixtofour.allowed.test", &["2002:a9fe:a9fe::1"]),
+    ("teredo.allowed.test", &["2001:0:a9fe:a9fe::1"]),
+    ("nitro.allowed.test", &["fd00:ec2::254"]),
     ("mixed.allowed.test", &["10.0.0.1", "169.254.169.254", "127.1.0.1"]),
 ];
 

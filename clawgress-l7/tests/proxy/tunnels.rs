@@ -246,6 +246,12 @@ async fn reserved_addresses_are_refused_however_they_are_written() {
         "loop.allowed.test",
         "mapped.allowed.test",
         "nat64.allowed.test",
+        "task.allowed.test",
+        "cgnat.allowed.test",
+        "alibaba.allowed.test",
+        "sixtofour.allowed.test",
+        "teredo.allowed.test",
+        "nitro.allowed.test",
     ] {
         let (_, answer) = gateway.connect(&format!("{host}:443")).await;
         assert_eq!((answer.status, answer.reason()), (403, "address_reserved"), "{host}");
@@ -300,7 +306,11 @@ async fn credentials_decide_who_asks() {
     // Keys that were checked before are known; others need the keys role.
     gateway.kill_keys();
     assert_eq!(gateway.ask(&format!("{connect}{}\r\n", gateway.web())).await.reason(), "upstream_failed");
-    let late = gateway.authorization("web", &wrong);
+    assert_eq!(
+        gateway.ask(&format!("{connect}{}\r\n", gateway.authorization("web", &wrong))).await.reason(),
+        "credential_invalid"
+    );
+    let late = gateway.authorization("web", &gateway.key.replace("02", "06"));
     assert_eq!(gateway.ask(&format!("{connect}{late}\r\n")).await.reason(), "identity_unavailable");
 }
 
@@ -428,6 +438,73 @@ async fn silence_does_not_turn_the_checks_off() {
         let (_, outcome) = gateway.exchange(n).await;
         assert_eq!((outcome.reason, outcome.bytes_sent), (None, Some(bytes.len() as u64)));
         assert_eq!(std::mem::take(&mut *sink.seen.bytes.lock()), bytes);
+    }
+}
+
+/// A HelloRetryRequest, as far as it tells: of any suite, without extensions.
+fn retry() -> Vec<u8> {
+    const RANDOM: [u8; 32] = [
+        0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91, 0xc2,
+        0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
+    ];
+    [&[22, 3, 3, 0, 44, 2, 0, 0, 40, 3, 3][..], &RANDOM, &[0, 0x13, 1, 0, 0, 0]].concat()
+}
+
+/// What a server that asks for a second hello is told by that is what the first was judged by, also where a client doesn't wait to
+/// be asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_hello_is_for_the_server_of_the_first() {
+    let gateway = Gateway::start(Options::default()).await;
+    let server = Upstream::start("127.1.0.1", None, |mut stream, seen| async move {
+        let mut buffer = [0; 4096];
+        let mut is_asked = false;
+        while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+            seen.bytes.lock().extend(&buffer[..n]);
+            if !is_asked {
+                is_asked = true;
+                let _ = stream.write_all(&retry()).await;
+            }
+        }
+    })
+    .await;
+    let target = format!("api.allowed.test:{}", server.address.port());
+    let first = hello("api.allowed.test");
+    let ccs = [20, 3, 3, 0, 1, 1];
+    for (second, waits, reason) in [
+        (hello("api.allowed.test"), true, None),
+        (hello("api.allowed.test"), false, None),
+        (hello("denied.test"), true, Some(DropReason::SniMismatch)),
+        (hello("denied.test"), false, Some(DropReason::SniMismatch)),
+        (hello("127.1.0.1"), true, Some(DropReason::SniMismatch)),
+        (hello_with("api.allowed.test", &["h2"]), false, Some(DropReason::SniMismatch)),
+        (b"GET / HTTP/1.1\r\n".to_vec(), true, Some(DropReason::TlsMalformed)),
+    ] {
+        let n = gateway.outcomes();
+        server.seen.bytes.lock().clear();
+        let (mut client, answer) = gateway.connect(&target).await;
+        assert_eq!(answer.status, 200);
+        if waits {
+            client.send(&first).await;
+            let mut asked = vec![0; retry().len()];
+            client.stream.read_exact(&mut asked).await.expect("asked again");
+            client.send([&ccs[..], &second].concat()).await;
+        } else {
+            client.send([&first[..], &ccs, &second].concat()).await;
+        }
+        let whole = [&first[..], &ccs, &second].concat();
+        if reason.is_none() {
+            let begun = std::time::Instant::now();
+            while server.seen.bytes.lock().len() < whole.len() {
+                assert!(begun.elapsed() < Duration::from_secs(10), "it goes on");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            client.stream.shutdown().await.expect("shutdown");
+        }
+        client.rest().await;
+        let (_, outcome) = gateway.exchange(n).await;
+        assert_eq!(outcome.reason, reason);
+        let seen = server.seen.bytes.lock().clone();
+        assert_eq!(seen, if reason.is_none() { whole } else { first.clone() }, "{reason:?}");
     }
 }
 

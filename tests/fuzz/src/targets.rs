@@ -7,6 +7,7 @@
 
 use clawgress_inspect::client_hello::{ClientHello, HelloError, Reassembler};
 use clawgress_inspect::dns;
+use clawgress_inspect::hello_retry::{Reply, Second, SecondError};
 use clawgress_inspect::http1::{self, Body, Framer, HttpError, Step};
 use clawgress_inspect::http2::{self, Role};
 use clawgress_inspect::ja4::Ja4;
@@ -66,6 +67,7 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("dns_watch", dns_watch),
     ("encoded", encoded),
     ("hearing", hearing),
+    ("hello_retry", hello_retry),
     ("host", host),
     ("http1", http1),
     ("http2", http2),
@@ -131,6 +133,30 @@ pub fn client_hello(data: &[u8]) {
         // What passes for a name is a name to the canonical parser too, or refused: never an address.
         assert!(!matches!(Host::parse(&name), Ok(Host::Address(_))), "{name}");
     }
+}
+
+/// What a server says first, and what a client says behind a hello, whole or in pieces.
+pub fn hello_retry(data: &[u8]) {
+    /// A hello for `a.test` that offers `h2`.
+    const FIRST: &[u8] = b"\x16\x03\x03\x00\x4c\x01\x00\x00\x48\x03\x03AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\x00\x00\x02\x13\x01\x01\x00\x00\x1d\x00\x00\x00\x0b\x00\x09\x00\x00\x06a.test\x00\x10\x00\x05\x00\x03\x02h2\xff\x01\x00\x01\x00";
+    fn second(first: &ClientHello, pieces: &[&[u8]]) -> Result<bool, SecondError> {
+        let mut second = Second::of(first);
+        for piece in pieces {
+            if second.push(piece)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+    fn reply(pieces: &[&[u8]]) -> Option<bool> {
+        let mut reply = Reply::default();
+        pieces.iter().find_map(|piece| reply.push(piece))
+    }
+    let (whole, pieces) = pieces(data);
+    assert_eq!(reply(&[whole]), reply(&pieces));
+    let Ok(Some(first)) = Reassembler::default().push(FIRST) else { panic!("a hello") };
+    let told = second(&first, &[whole]);
+    assert_eq!(told, second(&first, &pieces));
 }
 
 /// A question that is read is all there is: it can be written again from what was read, but for its options; and what
