@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -62,6 +62,8 @@ pub struct Sources {
     /// As many entries as there are connections at most.
     counts: Mutex<HashMap<IpAddr, usize>>,
     each_max: usize,
+    /// Of this machine's own addresses, which are one source for all users and agents there.
+    local_max: usize,
     /// What becomes of one too many.
     refuses: &'static str,
     refused: AtomicU64,
@@ -77,6 +79,7 @@ pub struct Share {
 /// What counts as one source.
 fn source(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
+        local if local.is_loopback() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         IpAddr::V6(ip) => IpAddr::from((u128::from(ip) & !u128::from(u64::MAX)).to_be_bytes()),
         v4 @ IpAddr::V4(_) => v4,
     }
@@ -99,23 +102,36 @@ impl Sources {
 
     fn with(most: usize, refuses: &'static str) -> Arc<Self> {
         let each_max = (most / limit::SOURCE_SHARE).max(1);
-        Arc::new(Sources { counts: Mutex::default(), each_max, refuses, refused: AtomicU64::new(0) })
+        let local_max = (most - most / limit::SOURCE_SHARE).max(1);
+        Arc::new(Sources {
+            counts: Mutex::default(),
+            each_max,
+            local_max,
+            refuses,
+            refused: AtomicU64::new(0),
+        })
     }
 
     /// One more connection of `peer`'s source, if it may have one.
     #[must_use]
     pub fn take(self: &Arc<Self>, peer: IpAddr) -> Option<Share> {
         let source = source(peer);
-        // The proxy of a laptop has one source for all its agents.
-        if !peer.to_canonical().is_loopback() {
-            let mut counts = self.counts.lock();
-            let count = counts.entry(source).or_default();
-            if *count >= self.each_max {
-                return None;
-            }
-            *count += 1;
+        // The proxy of a laptop has one source for all its agents; others are left a share all the same.
+        let most = if peer.to_canonical().is_loopback() { self.local_max } else { self.each_max };
+        let mut counts = self.counts.lock();
+        let count = counts.entry(source).or_default();
+        if *count >= most {
+            return None;
         }
+        *count += 1;
+        drop(counts);
         Some(Share { sources: Arc::clone(self), source })
+    }
+
+    /// How many `peer`'s source has.
+    #[must_use]
+    pub fn count(&self, peer: IpAddr) -> usize {
+        self.counts.lock().get(&source(peer)).copied().unwrap_or(0)
     }
 
     /// Counts a connection, or a stream, that is refused for `what`, and says so now and then.
@@ -245,11 +261,28 @@ mod tests {
         let first = sources.take(a).expect("one");
         let _second = sources.take(a).expect("two");
         assert!(sources.take(a).is_none());
+        assert_eq!((sources.count(a), sources.count(b)), (2, 0));
         let other = sources.take(b).expect("others are not locked out");
         drop(first);
         let _third = sources.take(a).expect("freed");
         drop(other);
         assert_eq!(sources.counts.lock().len(), 1, "nothing is kept of sources without connections");
+    }
+
+    #[test]
+    fn this_machine_leaves_others_their_share() {
+        let sources = Sources::new(8);
+        let ip = |s: &str| s.parse::<IpAddr>().expect("address");
+        for (local, another) in [("127.0.0.1", "127.0.0.2"), ("::1", "::1")] {
+            let all: Vec<_> = (0..9).map_while(|_| sources.take(ip(local))).collect();
+            assert_eq!(all.len(), 6, "three quarters");
+            if local == another {
+                continue;
+            }
+            assert!(sources.take(ip(another)).is_none(), "all of 127.0.0.0/8 is one");
+            assert!(sources.take(ip("192.0.2.1")).is_some());
+        }
+        assert!(sources.counts.lock().is_empty());
     }
 
     #[test]
@@ -264,7 +297,5 @@ mod tests {
         let shares: Vec<_> = mapped.iter().map(|ip| sources.take(*ip)).collect();
         assert!(shares.iter().all(Option::is_some), "mapped addresses are IPv4");
         assert!(sources.take(ip("::ffff:192.0.2.1")).is_none());
-        let local: Vec<_> = (0..9).map(|_| sources.take(ip("::1"))).collect();
-        assert!(local.iter().all(Option::is_some));
     }
 }

@@ -221,7 +221,7 @@ async fn reach(
     exchange: &mut Exchange,
 ) -> Result<Judged, Ruling> {
     let gateway = &serving.gateway;
-    let ways = gateway.ways(&asked.host, asked.port).await;
+    let ways = gateway.ways(who.identity.agent.index, &asked.host, asked.port).await;
     let ways = ways.map_err(|reason| Ruling::deny("connect", reason))?;
     let judged = decide::connect(plan, &who.identity.agent, &gateway.own, (&ways, asked.port), None);
     judged.map_err(|refused| {

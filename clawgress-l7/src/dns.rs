@@ -253,13 +253,17 @@ async fn ask(gateway: &Gateway, asking: Asking<'_>, exchange: &mut Exchange) -> 
         is_asked: false,
     };
     let port = asking.connection.local.port();
+    let has_place = asking.running.is_ok();
     let admitted = admit(gateway, asking, exchange).await;
     let (admitted, ruling) = match admitted {
         Ok((admitted, ruling)) => (Some(admitted), ruling),
         Err(ruling) => (None, ruling),
     };
     // Before anybody is asked: what a quarantine matches reaches nobody.
-    exchange.keep_pace(&ruling).await;
+    // What has no place among those under way waits for nothing: it would keep a datagram's, which all agents share.
+    if has_place {
+        exchange.keep_pace(&ruling).await;
+    }
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     let Some(admitted) = admitted.filter(|_| ruling.verdict.is_ok()) else {
         let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);

@@ -42,6 +42,8 @@ pub struct Gateway {
     pub quota: Quota,
     /// What agents did before.
     pub histories: Histories,
+    /// Connections of each source.
+    pub sources: Arc<Sources>,
     /// Streams of HTTP/2 under way.
     pub streams: Arc<Semaphore>,
     /// Those of each source.

@@ -104,7 +104,10 @@ enum Event {
 impl Client<'_> {
     async fn drive(self, wire: Wire, deadline: Instant) {
         let wire = Lingering::new(wire);
-        let Ok(Ok(mut connection)) = timeout_at(deadline, settings().handshake(wire)).await else { return };
+        let count = self.serving.gateway.sources.count(self.front.connection.peer.ip());
+        let Ok(Ok(mut connection)) = timeout_at(deadline, settings(count).handshake(wire)).await else {
+            return;
+        };
         let (mut is_ending, mut first) = (false, Some(deadline));
         // Until when the client may take what is queued for it, once it is to end and nothing is under way.
         let mut last = None;
@@ -208,15 +211,15 @@ impl Client<'_> {
     }
 }
 
-/// What a client may do at most. What it may reset, ping and split is bounded by the crate: see the tests.
-fn settings() -> Builder {
+/// What a client may do at most whose source has so many connections. What it may reset, ping and split is bounded by the crate: see the tests.
+fn settings(count: usize) -> Builder {
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(limit::STREAMS_MAX)
         .max_header_list_size(limit::STREAM_HEAD_BYTES)
         .header_table_size(limit::STREAM_TABLE_BYTES)
-        .initial_window_size(limit::STREAM_WINDOW)
-        .initial_connection_window_size(limit::STREAMS_WINDOW)
+        .initial_window_size(limit::window(limit::STREAM_WINDOW, count))
+        .initial_connection_window_size(limit::window(limit::STREAMS_WINDOW, count))
         .max_send_buffer_size(limit::STREAM_SEND_BYTES)
         .max_local_error_reset_streams(Some(limit::STREAM_ERRORS_MAX))
         .max_pending_accept_reset_streams(limit::STREAM_RESETS_MAX);

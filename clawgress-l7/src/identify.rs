@@ -435,7 +435,10 @@ async fn by_key_of(
     let hashed = gateway.keys.mac(key).await?;
     let judged = plan.trust.by_api_key(key, &hashed.mac, user, origin, gateway.now_s());
     let named = || Some(format!("agent `{user}` by the API key `{}`", key.id()));
-    let identity = judged.map_err(|error| Stranger::of(error, named))?;
+    let identity = judged.map_err(|error| {
+        gateway.keys.doubt(key, hashed);
+        Stranger::of(error, named)
+    })?;
     gateway.keys.remember(hashed);
     Ok((identity, By::Key(key.id().to_owned())))
 }

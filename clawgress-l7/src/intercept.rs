@@ -254,7 +254,8 @@ async fn prepare(
     }
     let failed = |reason| Ruling { verdict: Err(reason), policies: Vec::new(), ..ruling.clone() };
     let interception = gateway.reads(&subject.host).ok_or_else(|| failed(DropReason::InspectionRequired))?;
-    let config = interception.leaves.config(&subject.host, gateway.now_s()).await;
+    let agent = who.identity.agent.index;
+    let config = interception.leaves.config(agent, &subject.host, gateway.now_s()).await;
     let to = (subject.host.clone(), subject.port);
     let config = interception.spoken.mirrored(config.map_err(failed)?, &to, &offered.alpn);
     Ok((ruling, config))

@@ -1,9 +1,12 @@
 //! Asks the keys role for the keyed hash of a presented API key.
 //!
 //! The secret under which keys are hashed never comes here. Remembers the hashes of keys that proved
-//! valid, under a secret of this process, so that no table of presented keys exists in memory.
+//! valid, under a secret of this process, so that no table of presented keys exists in memory; and apart from them some of those
+//! that did not, so that a client with a wrong key doesn't ask each time. Whoever tries many secrets for one key waits for the turns
+//! of that key.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
@@ -12,12 +15,12 @@ use clawgress_api::proto::keys_client::KeysClient;
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{ApiKey, KEY_MAC_BYTES};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use zeroize::Zeroize as _;
 
 use crate::limit;
+use crate::shared::{Shared, Turns};
 
 type Mac = [u8; KEY_MAC_BYTES];
 
@@ -25,9 +28,14 @@ type Mac = [u8; KEY_MAC_BYTES];
 #[derive(Debug)]
 pub struct Keys {
     client: KeysClient<Channel>,
-    calls: Semaphore,
+    /// By the key that is claimed, of each a share.
+    calls: Turns,
     cache_key: hmac::Key,
     cache: Mutex<Cache>,
+    /// Hashes of keys that proved nobody.
+    wrong: Mutex<Shared<Mac, (Mac, Instant)>>,
+    /// Tells keys' ids apart.
+    owners: RandomState,
 }
 
 /// The keyed hash of a key that was presented.
@@ -62,9 +70,11 @@ impl Keys {
         secret.zeroize();
         Ok(Keys {
             client: KeysClient::new(channel),
-            calls: Semaphore::new(limit::KEYS_CALLS_MAX),
+            calls: Turns::new(limit::KEYS_CALLS_MAX),
             cache_key,
             cache: Mutex::default(),
+            wrong: Mutex::new(Shared::new(limit::KEYS_WRONG_MAX)),
+            owners: RandomState::new(),
         })
     }
 
@@ -83,7 +93,8 @@ impl Keys {
 
     async fn ask(&self, key: ApiKey<'_>, name: Mac) -> Result<Hashed, DropReason> {
         let call = async {
-            let _permit = self.calls.acquire().await.map_err(|_| tonic::Status::unavailable("closed"))?;
+            let _turn =
+                self.calls.take(self.owner(key)).await.map_err(|_| tonic::Status::unavailable("closed"))?;
             // Another request of the same agent may have asked meanwhile: clients begin many streams at once.
             if let Some((mac, _)) = self.known(&name) {
                 return Ok(mac.to_vec());
@@ -109,12 +120,18 @@ impl Keys {
 
     /// What is remembered by this name, and for how long.
     fn known(&self, name: &Mac) -> Option<(Mac, Duration)> {
-        let cache = self.cache.lock();
-        let known = cache.macs.get(name).map(|(mac, at)| (*mac, at.elapsed()));
-        known.filter(|(_, age)| *age < limit::KEYS_CACHE)
+        let known = self.cache.lock().macs.get(name).copied();
+        let known = known.or_else(|| self.wrong.lock().find(name).copied());
+        known.map(|(mac, at)| (mac, at.elapsed())).filter(|(_, age)| *age < limit::KEYS_CACHE)
     }
 
-    /// Remembers the hash of a key that proved valid. Invalid keys are never remembered, so nobody can push valid ones out
+    /// Whose turns and room a key takes: those of the id that it claims.
+    fn owner(&self, key: ApiKey<'_>) -> u32 {
+        let [a, b, c, d, ..] = self.owners.hash_one(key.id()).to_be_bytes();
+        u32::from_be_bytes([a, b, c, d])
+    }
+
+    /// Remembers the hash of a key that proved valid. Invalid keys are never remembered here, so nobody can push valid ones out
     /// without owning as many.
     pub fn remember(&self, hashed: Hashed) {
         let Hashed { mac, name, is_known } = hashed;
@@ -129,6 +146,13 @@ impl Keys {
             if let Some(oldest) = cache.order.pop_front() {
                 cache.macs.remove(&oldest);
             }
+        }
+    }
+
+    /// Remembers the hash of a key that proved nobody: what it is compared with may change, and decides each time.
+    pub fn doubt(&self, key: ApiKey<'_>, hashed: Hashed) {
+        if !hashed.is_known {
+            self.wrong.lock().keep(self.owner(key), hashed.name, (hashed.mac, Instant::now()));
         }
     }
 
@@ -200,6 +224,18 @@ mod tests {
         keys.remember(Hashed { mac: MAC, name: keys.name(key), is_known: false });
         assert_eq!(keys.mac(key).await.map(|hashed| hashed.mac), Ok(MAC));
         assert_eq!(keys.mac(other).await.map(|hashed| hashed.mac), Err(DropReason::IdentityUnavailable));
+        // One that proved nobody neither, and it pushes out none that did, however many there are.
+        let wrong = |n: u8| ApiKey::compose([9; 6], [n; 32]);
+        for n in 5..=u8::MAX {
+            let text = wrong(n);
+            let key = ApiKey::parse(&text).unwrap();
+            keys.doubt(key, Hashed { mac: [n; KEY_MAC_BYTES], name: keys.name(key), is_known: false });
+        }
+        let text_of_last = wrong(u8::MAX);
+        let last = ApiKey::parse(&text_of_last).unwrap();
+        assert_eq!(keys.mac(last).await.map(|hashed| hashed.mac), Ok([u8::MAX; KEY_MAC_BYTES]));
+        assert!(keys.wrong.lock().len() <= limit::KEYS_WRONG_MAX / 8, "the share of one key");
+        assert_eq!(keys.mac(key).await.map(|hashed| hashed.mac), Ok(MAC));
 
         let (trust, user): (_, AgentId) = (trust(key.id()), "web".parse().unwrap());
         let origin = Origin::Address { interface: None, address: IpAddr::V4(Ipv4Addr::LOCALHOST) };

@@ -39,6 +39,7 @@ mod rest;
 mod roots;
 mod route;
 mod serve;
+mod shared;
 mod slots;
 mod snapshot;
 mod socks;

@@ -67,6 +67,8 @@ pub const DIAL_TLS: Duration = Duration::from_secs(5);
 pub const PARENT_INTERIMS_MAX: usize = 8;
 /// Most bytes of a file with the credential for one.
 pub const PARENT_FILE_BYTES: usize = 4096;
+/// How soon what is carried to one over TLS ends after its tunnel did, at the latest: it is looked for while something moves.
+pub const PARENT_LOOK: Duration = Duration::from_millis(100);
 /// How often the log tells that one fails.
 pub const PARENT_TOLD: Duration = Duration::from_secs(10);
 /// Head start of one attempt over the next (RFC 8305 section 5, recommended value).
@@ -94,6 +96,12 @@ pub const STREAM_WINDOW: u32 = 128 * 1024;
 /// See [`STREAM_WINDOW`]. Several times as much: a stream whose server takes nothing fills its own window, and must not leave
 /// the others none. It is also the most that a connection makes this process hold so.
 pub const STREAMS_WINDOW: u32 = 16 * STREAM_WINDOW;
+/// What a source's connections of HTTP/2 may have under way together, about, and what an agent's connections to upstreams may: a new
+/// one gets its part of it for a window, if that is less than what is usual. With the thousands that one may have, the windows of all
+/// would be gigabytes.
+pub const WINDOWS_BYTES: u32 = 64 << 20;
+/// The least window that any gets: what HTTP/2 begins with (RFC 9113 section 6.9.2), some megabits a second from afar.
+pub const WINDOW_LEAST: u32 = 65_535;
 /// Bytes of an answer that wait for a client to take them, of each stream.
 pub const STREAM_SEND_BYTES: usize = 64 * 1024;
 /// Malformed streams, and those above [`STREAMS_MAX`], of a connection before it is closed: some clients begin many before they
@@ -138,7 +146,8 @@ pub const TUNNEL_HALF_CLOSED: Duration = Duration::from_secs(300);
 pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// One source may hold this part of all connections, so that it can't lock the others out. A source is
-/// an IPv4 address or an IPv6 network of 64 bits, of which a host has all addresses (RFC 7421).
+/// an IPv4 address or an IPv6 network of 64 bits, of which a host has all addresses (RFC 7421). What is on this machine, which may
+/// be all that there is, leaves the others this part.
 pub const SOURCE_SHARE: usize = 4;
 /// For the datapath role to steer new connections to others, when this process drains.
 pub const WITHDRAW: Duration = Duration::from_secs(2);
@@ -186,7 +195,7 @@ pub const DNS_PAUSE: Duration = Duration::from_millis(50);
 
 /// For one question to the keys role.
 pub const KEYS_CALL: Duration = Duration::from_secs(2);
-/// Questions to the keys role at once.
+/// Questions to the keys role at once; an eighth for each key that is claimed.
 pub const KEYS_CALLS_MAX: usize = 64;
 /// How often the clock is asked whether a credential has expired at the latest. That the clock was set is noticed apart.
 pub const EXPIRY_LOOK: Duration = Duration::from_secs(60);
@@ -197,12 +206,15 @@ pub const EXPIRY_LOOK_LEAST: Duration = Duration::from_millis(250);
 pub const STRANGER_REQUESTS_MAX: u32 = 4;
 /// Verified keys remembered: the agents of a large node.
 pub const KEYS_CACHE_MAX: usize = 4096;
+/// Keys that proved nobody remembered, besides: what clients with a wrong key try again and again.
+pub const KEYS_WRONG_MAX: usize = 512;
 /// How long a verified key is remembered, so that a replaced secret of the keys role is noticed.
 pub const KEYS_CACHE: Duration = Duration::from_secs(300);
 
-/// Certificates for hosts that are read, remembered: what the agents of a large node ask for, at some KiB each.
+/// Certificates for hosts that are read, remembered: what the agents of a large node ask for, at some KiB each. An eighth for each
+/// agent.
 pub const LEAVES_MAX: usize = 4096;
-/// Questions for such certificates at once.
+/// Questions for such certificates at once; an eighth for each agent, which waits for its own.
 pub const LEAVES_CALLS_MAX: usize = 64;
 
 /// Most calls of the keys role at once for providers' keys.
@@ -301,3 +313,28 @@ pub const QUOTA_LOT_MAX: u64 = 256;
 pub const QUOTA_SHORT_MAX: Duration = Duration::from_secs(1);
 /// Buckets of which this process holds units: what control has room for.
 pub const QUOTA_LEASES_MAX: usize = 100_000;
+
+/// The window of the next of `count` connections that is `usual` for one.
+#[must_use]
+pub fn window(usual: u32, count: usize) -> u32 {
+    let part = WINDOWS_BYTES / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+    part.max(WINDOW_LEAST).min(usual)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However many there are, the windows of all are no multiple of what is meant.
+    #[test]
+    fn windows_shrink_with_the_number_of_connections() {
+        assert_eq!(window(STREAMS_WINDOW, 0), STREAMS_WINDOW);
+        assert_eq!(window(STREAMS_WINDOW, 32), STREAMS_WINDOW);
+        assert_eq!(window(STREAMS_WINDOW, 64), STREAMS_WINDOW / 2);
+        assert_eq!(window(STREAM_WINDOW, 64), STREAM_WINDOW);
+        assert_eq!(window(STREAM_WINDOW, usize::MAX), WINDOW_LEAST);
+        let all: u64 = (1..=5000).map(|n| u64::from(window(UPSTREAM_WINDOW, n))).sum();
+        let usual = 5000 * u64::from(UPSTREAM_WINDOW);
+        assert!(all < 8 * u64::from(WINDOWS_BYTES) && all * 40 < usual, "{all} of {usual}");
+    }
+}

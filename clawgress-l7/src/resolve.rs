@@ -181,30 +181,29 @@ impl Resolver {
         }
     }
 
-    /// The addresses of `host`, at most [`limit::ADDRESSES_MAX`], at least one.
+    /// The addresses of `host` that need nobody to be asked, if there are any.
+    #[must_use]
+    pub fn known(&self, host: &Host) -> Option<Vec<IpAddr>> {
+        match host {
+            Host::Address(ip) => Some(vec![*ip]),
+            Host::Name(name) => self.known.get(name, Instant::now()),
+        }
+    }
+
+    /// The addresses of `host`, at most [`limit::ADDRESSES_MAX`], at least one, of each family some; for the agent of this index.
     ///
     /// # Errors
     /// [`DropReason::ResolveFailed`].
-    pub async fn addresses(&self, host: &Host) -> Result<Vec<IpAddr>, DropReason> {
+    pub async fn find(&self, agent: u32, host: &Host) -> Result<Vec<IpAddr>, DropReason> {
         let name = match host {
             Host::Address(ip) => return Ok(vec![*ip]),
             Host::Name(name) => name,
         };
-        let now = Instant::now();
-        match self.known.get(name, now) {
-            Some(known) => Ok(known),
-            // Boxed, as most are known.
-            None => Box::pin(self.find(host, name, now)).await,
-        }
-    }
-
-    async fn find(&self, host: &Host, name: &str, now: Instant) -> Result<Vec<IpAddr>, DropReason> {
-        let asked = full(name)?;
+        let (asked, now) = (full(name)?, Instant::now());
         let found = tokio::join!(self.family(&asked, RecordType::A), self.family(&asked, RecordType::AAAA));
         let (found, until) = match found {
-            (Ok((mut v4, until)), Ok((v6, v6_until))) => {
-                v4.extend(v6);
-                (v4, until.into_iter().chain(v6_until).min())
+            (Ok((v4, until)), Ok((v6, v6_until))) => {
+                (of_both(v4, v6), until.into_iter().chain(v6_until).min())
             }
             // The other is there, but that this one is not may not be so for long.
             (Ok((found, until)), Err(error)) | (Err(error), Ok((found, until))) => {
@@ -226,7 +225,7 @@ impl Resolver {
             return Err(DropReason::ResolveFailed);
         }
         if let Some(until) = until {
-            self.known.keep(name, &addresses, until, now);
+            self.known.keep(agent, name, &addresses, until, now);
         }
         Ok(addresses)
     }
@@ -248,6 +247,17 @@ impl Resolver {
             },
         }
     }
+}
+
+/// Addresses of both families, in turn: neither has none because of the other's number.
+fn of_both(v4: Vec<IpAddr>, v6: Vec<IpAddr>) -> Vec<IpAddr> {
+    let (mut v4, mut v6) = (v4.into_iter(), v6.into_iter());
+    let mut all = Vec::with_capacity(v4.len() + v6.len());
+    while v4.len() + v6.len() > 0 {
+        all.extend(v4.next());
+        all.extend(v6.next());
+    }
+    all
 }
 
 /// The time that one of so many servers has to answer.

@@ -407,17 +407,28 @@ impl Way {
 // === impl Gateway ===
 
 impl Gateway {
-    /// The ways to `host` at `port`, at least one, none of them judged.
+    /// The ways to `host` at `port`, at least one, none of them judged, for the agent of this index.
     ///
     /// # Errors
-    /// [`DropReason::ResolveFailed`]; [`DropReason::UpstreamFailed`] if a route leaves no family to dial in.
-    pub async fn ways(&self, host: &Host, port: u16) -> Result<Vec<Way>, DropReason> {
+    /// [`DropReason::ResolveFailed`]; [`DropReason::DnsCapped`] if it has names asked for as tunnels do;
+    /// [`DropReason::UpstreamFailed`] if a route leaves no family to dial in.
+    pub async fn ways(&self, agent: u32, host: &Host, port: u16) -> Result<Vec<Way>, DropReason> {
         if let Some(way) = self.routes.by_name(host, port) {
             return Ok(vec![way]);
         }
-        let addresses = self.resolver.addresses(host).await?;
+        let addresses = match self.resolver.known(host) {
+            Some(known) => known,
+            // Boxed, as most are known.
+            None => Box::pin(self.addresses(agent, host)).await?,
+        };
         let ways = addresses.into_iter().map(|ip| self.routes.by_address(host, port, ip));
         let ways: Vec<Way> = ways.filter(|way| way.has_source(port)).collect();
         if ways.is_empty() { Err(DropReason::UpstreamFailed) } else { Ok(ways) }
+    }
+
+    /// The addresses of a name that nobody knows here: asking for it tells it to whoever has its zone.
+    async fn addresses(&self, agent: u32, host: &Host) -> Result<Vec<IpAddr>, DropReason> {
+        self.dns.resolves(agent, Instant::now(), self.now_s(), &host.to_string())?;
+        self.resolver.find(agent, host).await
     }
 }

@@ -300,6 +300,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         vault: Vault::new(socket::channel_to(&config.vault_socket(), servers(Server::Keys)?)),
         quota: Quota::new(control.clone()).context("the system has no randomness")?,
         histories: Histories::new(control.clone()),
+        sources: Sources::new(connections_max),
         streams: Arc::new(Semaphore::new(connections_max)),
         stream_sources: Sources::of_streams(connections_max),
         resolver: Resolver::new(&config.l7)?,
@@ -342,7 +343,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let accepting = Arc::new(Accepting {
         serving,
         connections: Arc::clone(&connections),
-        sources: Sources::new(connections_max),
+        sources: Arc::clone(&gateway.sources),
         balancers: config.proxy.balancers.clone().into(),
     });
     let listening =

@@ -50,6 +50,12 @@ impl Slots {
         Ok(Slot { slots: Arc::clone(self), agent })
     }
 
+    /// How many `agent` has.
+    #[must_use]
+    pub fn taken(&self, agent: u32) -> usize {
+        self.part(agent).and_then(|part| part.lock().get(&agent).copied()).unwrap_or(0)
+    }
+
     fn part(&self, agent: u32) -> Option<&Mutex<HashMap<u32, usize>>> {
         self.taken.get(agent as usize % PARTS)
     }
@@ -79,6 +85,7 @@ mod tests {
         let _second = slots.take(1).expect("two");
         assert_eq!(slots.take(1).err(), Some(DropReason::Overloaded));
         // Of the same part.
+        assert_eq!((slots.taken(1), slots.taken(1 + PARTS as u32)), (2, 0));
         let other = slots.take(1 + PARTS as u32).expect("another agent");
         drop(first);
         let _third = slots.take(1).expect("free again");

@@ -161,6 +161,26 @@ impl Desk {
         Ok(Running { book: Arc::clone(&self.book), agent })
     }
 
+    /// Takes note that a name which an agent names elsewhere (in CONNECT, a request, a hello) is resolved for it, which tells that
+    /// name as a question of its own would: such names count with those that it asks for.
+    ///
+    /// # Errors
+    /// [`DropReason::DnsCapped`] if they are too many; [`DropReason::Overloaded`] if more agents ask than there is room for.
+    pub fn resolves(&self, agent: u32, now: Instant, now_s: i64, name: &str) -> Result<(), DropReason> {
+        let mut book = self.book.lock();
+        let asking = book.asking(agent, now, now_s, self.pace).ok_or(DropReason::Overloaded)?;
+        let noted = asking.watch.asked(now_s, name, RecordType::A.into(), name.len(), &self.limits);
+        drop(book);
+        for finding in noted.found {
+            tracing::warn!(
+                agent,
+                finding = finding.name(),
+                "names that an agent has resolved look like a tunnel"
+            );
+        }
+        noted.over.map_or(Ok(()), |_| Err(DropReason::DnsCapped))
+    }
+
     /// What there is for a name and a type.
     ///
     /// # Errors

@@ -1,7 +1,6 @@
 //! Certificates for hosts: signed by the keys role, remembered here, each with a key of its own that never leaves this
 //! process.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
@@ -15,26 +14,23 @@ use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
+use crate::shared::{Shared, Turns};
 use crate::{limit, tls};
 
 /// The client of the keys role, and what it got from it.
 #[derive(Debug)]
 pub struct Leaves {
     client: LeavesClient<Channel>,
-    calls: Semaphore,
+    /// Of each agent, a share.
+    calls: Turns,
     cache: Mutex<Cache>,
 }
 
-/// By host, first in first out.
-#[derive(Debug, Default)]
-struct Cache {
-    known: HashMap<Host, Known>,
-    order: VecDeque<Host>,
-}
+/// By host; of what agents had made, each a share.
+type Cache = Shared<Host, Known>;
 
 #[derive(Clone, Debug)]
 struct Known {
@@ -48,16 +44,20 @@ impl Leaves {
     /// A client over `channel`.
     #[must_use]
     pub fn new(channel: Channel) -> Self {
-        let calls = Semaphore::new(limit::LEAVES_CALLS_MAX);
-        Leaves { client: LeavesClient::new(channel), calls, cache: Mutex::default() }
+        Leaves {
+            client: LeavesClient::new(channel),
+            calls: Turns::new(limit::LEAVES_CALLS_MAX),
+            cache: Mutex::new(Shared::new(limit::LEAVES_MAX)),
+        }
     }
 
-    /// How to speak TLS as `host`, at a Unix time in seconds.
+    /// How to speak TLS as `host` to the agent of this index, at a Unix time in seconds. One that asks for many waits for its own
+    /// share of questions, and no others for it.
     ///
     /// # Errors
     /// [`DropReason::InterceptionUnavailable`] if there is no certificate for it.
-    pub async fn config(&self, host: &Host, now_s: i64) -> Result<Arc<ServerConfig>, DropReason> {
-        if let Some(config) = self.cache.lock().find(host, now_s) {
+    pub async fn config(&self, agent: u32, host: &Host, now_s: i64) -> Result<Arc<ServerConfig>, DropReason> {
+        if let Some(config) = self.known(host, now_s) {
             return Ok(config);
         }
         let unavailable = |why: String| {
@@ -65,20 +65,25 @@ impl Leaves {
             DropReason::InterceptionUnavailable
         };
         let minted = async {
-            let _permit = self.calls.acquire().await.map_err(|e| e.to_string())?;
+            let _permit = self.calls.take(agent).await.map_err(|e| e.to_string())?;
             // Others may have asked for the same meanwhile.
-            if let Some(config) = self.cache.lock().find(host, now_s) {
+            if let Some(config) = self.known(host, now_s) {
                 return Ok(config);
             }
             let known = self.mint(host).await?;
             let config = Arc::clone(&known.config);
-            self.cache.lock().keep(host, known);
+            self.cache.lock().keep(agent, host.clone(), known);
             Ok::<_, String>(config)
         };
         match timeout(limit::KEYS_CALL, minted).await {
             Ok(minted) => minted.map_err(unavailable),
             Err(_) => Err(unavailable("the keys role does not answer in time".to_owned())),
         }
+    }
+
+    /// What is remembered, if it counts for some time yet.
+    fn known(&self, host: &Host, now_s: i64) -> Option<Arc<ServerConfig>> {
+        self.cache.lock().find(host).and_then(|known| known.at(now_s))
     }
 
     async fn mint(&self, host: &Host) -> Result<Known, String> {
@@ -114,23 +119,11 @@ fn config(
     Ok(config)
 }
 
-// === impl Cache ===
+// === impl Known ===
 
-impl Cache {
-    fn find(&self, host: &Host, now_s: i64) -> Option<Arc<ServerConfig>> {
-        let known = self.known.get(host)?;
-        (known.not_after_s - now_s > limit::LEAF_RENEW_S).then(|| Arc::clone(&known.config))
-    }
-
-    fn keep(&mut self, host: &Host, known: Known) {
-        if self.known.insert(host.clone(), known).is_none() {
-            self.order.push_back(host.clone());
-        }
-        while self.order.len() > limit::LEAVES_MAX {
-            if let Some(oldest) = self.order.pop_front() {
-                self.known.remove(&oldest);
-            }
-        }
+impl Known {
+    fn at(&self, now_s: i64) -> Option<Arc<ServerConfig>> {
+        (self.not_after_s - now_s > limit::LEAF_RENEW_S).then(|| Arc::clone(&self.config))
     }
 }
 
@@ -139,23 +132,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cache_is_bounded_and_ends_before_its_certificates_do() {
+    fn what_is_known_ends_before_its_certificate_does() {
         let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).expect("certificate");
         let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
         let key = any_ecdsa_type(&key).expect("key");
         let config = Arc::new(config(vec![made.cert.der().clone()], key).expect("config"));
-        let known = |not_after_s| Known { config: Arc::clone(&config), not_after_s };
-        let host = |n: usize| Host::parse(&format!("h{n}.test")).expect("host");
-        let mut cache = Cache::default();
-        cache.keep(&host(0), known(10_000));
-        assert!(cache.find(&host(0), 10_000 - limit::LEAF_RENEW_S - 1).is_some());
-        assert!(cache.find(&host(0), 10_000 - limit::LEAF_RENEW_S).is_none());
-        cache.keep(&host(0), known(20_000));
-        assert_eq!(cache.order.len(), 1);
-        for n in 1..=limit::LEAVES_MAX {
-            cache.keep(&host(n), known(20_000));
-        }
-        assert_eq!((cache.known.len(), cache.order.len()), (limit::LEAVES_MAX, limit::LEAVES_MAX));
-        assert!(cache.find(&host(0), 0).is_none() && cache.find(&host(1), 0).is_some());
+        let known = Known { config, not_after_s: 10_000 };
+        assert!(known.at(10_000 - limit::LEAF_RENEW_S - 1).is_some());
+        assert!(known.at(10_000 - limit::LEAF_RENEW_S).is_none());
     }
 }

@@ -92,7 +92,7 @@ impl App {
         }
         exchange.obliged(&ruling);
         front.stay(ruling.quarantines());
-        let ways = gateway.ways(&admitted.host, admitted.port).await;
+        let ways = gateway.ways(who.identity.agent.index, &admitted.host, admitted.port).await;
         let ways = match ways {
             Ok(ways) => ways,
             // Asked for all the same.

@@ -54,6 +54,7 @@ async fn routed(
         quota: Quota::new(socket::channel(keys).expect("channel")).expect("randomness"),
         histories: Histories::new(socket::channel(keys).expect("channel")),
         streams: Arc::new(tokio::sync::Semaphore::new(16)),
+        sources: Sources::new(16),
         stream_sources: Sources::of_streams(16),
         resolver: Resolver::new(&l7).expect("resolver"),
         dns: Desk::new(

@@ -141,9 +141,9 @@ async fn what_control_refuses_is_counted_and_holds_up_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_connection_too_many_is_closed() {
-    let gateway = Gateway::start(Options { connections_max: 4, ..Options::default() }).await;
+    let gateway = Gateway::start(Options { connections_max: 3, ..Options::default() }).await;
     let mut open = vec![];
-    for _ in 0..4 {
+    for _ in 0..3 {
         let mut client = gateway.client().await;
         client.send("GET ").await;
         open.push(client);

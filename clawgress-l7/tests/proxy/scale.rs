@@ -123,7 +123,7 @@ async fn many_tunnels_and_kept_connections_are_idle_at_once() {
     let most = many * 2 + WARM * 2 + 100;
     // It comes after `connections_max`, in the same table.
     let more = format!("agent_connections_max = {most}\nthreads = 2\n");
-    let options = Options { connections_max: most, more, apart: true, ..Options::default() };
+    let options = Options { connections_max: most * 2, more, apart: true, ..Options::default() };
     let gateway = Gateway::start(options).await;
     let (sink, http) = (Upstream::sink("127.1.0.1").await, Upstream::http("127.1.0.1").await);
     let target = format!("api.allowed.test:{}", sink.address.port());
@@ -215,7 +215,7 @@ async fn many_connections_that_are_read_are_idle_at_once() {
         "agent_connections_max = {most}\nthreads = 2\n[intercept]\nroots = [\"{}\"]\n",
         roots.display()
     );
-    let options = Options { connections_max: most, more, apart: true, ..Options::default() };
+    let options = Options { connections_max: most * 2, more, apart: true, ..Options::default() };
     let gateway = Gateway::start(options).await;
     let host = format!("{HOST}:{}", upstream.address.port());
     let request = format!("GET /ok HTTP/1.1\r\nHost: {host}\r\n\r\n");
