@@ -410,6 +410,13 @@ impl ProxyHttp for App {
             context.reason = Some(DropReason::UpstreamFailed);
             return Error::e_explain(ErrorType::HTTPStatus(502), "a head that is too large");
         }
+        if fields::is_recoded(&response.headers) {
+            context.reason = Some(DropReason::UpstreamFailed);
+            return Error::e_explain(
+                ErrorType::HTTPStatus(502),
+                "a coding of the transfer besides `chunked`",
+            );
+        }
         // One look at each, and most answers have none.
         let is_ours = |name: &http::HeaderName| {
             OF_HOP.contains(&name.as_str()) || page::FIELDS.contains(&name.as_str())
@@ -470,6 +477,9 @@ impl ProxyHttp for App {
         // As of its head.
         for name in OF_HOP.into_iter().chain(page::FIELDS).chain(["set-cookie"]) {
             trailers.remove(name);
+        }
+        if context.back.as_ref().is_some_and(|back| back.reads().0) {
+            fields::keep_status(trailers);
         }
         let rest = if is_large(trailers) {
             context.reason = Some(DropReason::UpstreamFailed);

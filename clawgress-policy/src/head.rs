@@ -267,7 +267,8 @@ fn decoded(query: &str) -> Option<Vec<(String, Option<String>)>> {
     Some(pairs)
 }
 
-fn text(encoded: &str) -> Option<String> {
+/// What a name or a value of a query says.
+pub(crate) fn text(encoded: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(encoded.len());
     let mut bytes = encoded.bytes();
     while let Some(byte) = bytes.next() {

@@ -12,14 +12,34 @@ pub mod body;
 use self::body::{BodyChange, BodyChanges};
 use crate::PLATFORM_PREFIX;
 use crate::effect::{Effect, Obligation};
-use crate::fields;
 use crate::host::quote;
+use crate::{fields, head};
 
 /// Longest name and value, bytes: a head of 64 KiB holds what sixteen policies set.
 const NAME_BYTES_MAX: usize = 128;
 const VALUE_BYTES_MAX: usize = 2048;
 /// Where servers look for keys: a policy's text is no place for one.
-const SECRETS: [&str; 5] = ["authorization", "cookie", "x-api-key", "api-key", "x-goog-api-key"];
+const SECRETS: [&str; 17] = [
+    "apikey",
+    "api-key",
+    "authorization",
+    "cookie",
+    "dd-api-key",
+    "ocp-apim-subscription-key",
+    "private-token",
+    "subscription-key",
+    "x-access-token",
+    "x-amz-security-token",
+    "x-api-key",
+    "x-api-token",
+    "x-apikey",
+    "x-auth-key",
+    "x-auth-token",
+    "x-functions-key",
+    "x-goog-api-key",
+];
+/// Parameters of a query that they look for keys in, besides those of these names.
+const SECRET_PARAMETERS: [&str; 5] = ["access-token", "auth-token", "key", "oauth-token", "token"];
 
 /// Longest name of a key.
 const KEY_NAME_BYTES_MAX: usize = 63;
@@ -107,6 +127,27 @@ impl Changes {
         // Whoever is sent with a key of the gateway's, is sent with none of its client's.
         let is_key = !self.inject.is_empty() && SECRETS.iter().any(|secret| fields::is_same(secret, name));
         is_key || { changed }.any(|changed| fields::is_same(changed, name))
+    }
+
+    /// `query` without what a client would prove in it who asks, where a key is injected; `None` if there is nothing of that. What can
+    /// be read in more than one way is looked at in each: some servers take `;` for `&`.
+    #[must_use]
+    pub fn without_keys(&self, query: &str) -> Option<String> {
+        if self.inject.is_empty() {
+            return None;
+        }
+        let is_key = |parameter: &str| {
+            let name = head::text(parameter.split('=').next().unwrap_or_default());
+            // What is no text is no name that a server has.
+            let name = name.map(|name| name.trim().to_ascii_lowercase()).unwrap_or_default();
+            let known = SECRETS.iter().chain(&SECRET_PARAMETERS);
+            { known }.any(|secret| fields::is_same(secret, &name))
+        };
+        let has_key = |pair: &&str| pair.split(';').any(is_key);
+        if !query.split('&').any(|pair| has_key(&pair)) {
+            return None;
+        }
+        Some(query.split('&').filter(|pair| !has_key(pair)).collect::<Vec<_>>().join("&"))
     }
 
     /// Whether what `later` changes is changed by this: what was sent already can't be changed any more.
@@ -256,6 +297,27 @@ mod tests {
         }
         for bad in ["", "Host", "upgrade", "x-forwarded-for", "X-Team: a", "content-length"] {
             removed(bad).expect_err(bad);
+        }
+    }
+
+    #[test]
+    fn who_gets_a_key_has_no_other() {
+        let key = Injected { before: "".into(), key: "gemini".into(), behind: "".into() };
+        let changes = Changes { inject: [("x-goog-api-key".into(), key)].into(), ..Changes::default() };
+        for (query, left) in [
+            ("key=theirs", Some("")),
+            ("alt=sse&key=theirs", Some("alt=sse")),
+            ("KEY=a&alt=sse&Access_Token=b&k%65y=c&api%5fkey=d", Some("alt=sse")),
+            ("a=1;key=2&b=3", Some("b=3")),
+            ("subscription-key=a&token", Some("")),
+            ("alt=sse&pageToken=x&keys=1", None),
+            ("", None),
+        ] {
+            assert_eq!(changes.without_keys(query).as_deref(), left, "{query}");
+        }
+        assert_eq!(Changes::default().without_keys("key=1"), None, "where no key is added, all stays");
+        for name in ["ocp-apim-subscription-key", "ocp_apim_subscription_key", "x-auth-token", "cookie"] {
+            assert!(changes.takes(name) && !Changes::default().takes(name), "{name}");
         }
     }
 

@@ -41,6 +41,9 @@ impl App {
             let (_, version) = field.map_err(|reason| Ruling { verdict: Err(reason), ..ruling.clone() })?;
             exchange.changed(format!("`{name}` is the key `{}`, version {version}", injected.key));
         }
+        if changes.without_keys(&admitted.query).is_some() {
+            exchange.changed("a key of the client's own in the query stays behind".to_owned());
+        }
         Ok(())
     }
 
@@ -64,6 +67,14 @@ impl App {
         }
         let plan = self.gateway.snapshots.current()?;
         let admitted = granted.admitted();
+        if let Some(query) = changes.without_keys(&admitted.query) {
+            let target = request.raw_path().to_vec();
+            let path = target.split(|b| *b == b'?').next().unwrap_or_default();
+            let mark: &[u8] = if query.is_empty() { b"" } else { b"?" };
+            request
+                .set_raw_path(&[path, mark, query.as_bytes()].concat())
+                .map_err(|_| DropReason::ProviderKeyUnavailable)?;
+        }
         for (name, injected) in &changes.inject {
             let agent = &granted.who().identity.agent;
             let to = (&admitted.host, admitted.scheme());
@@ -128,6 +139,9 @@ pub(super) fn change(
     ruling: Ruling,
     exchange: &mut Exchange,
 ) -> Result<Ruling, Ruling> {
+    if content.asking.is_some() {
+        exchange.changed("llm: `stream_options` asks for usage".to_owned());
+    }
     let Some(changes) = ruling.changes.as_ref().filter(|changes| !changes.body.is_empty()) else {
         return Ok(ruling);
     };

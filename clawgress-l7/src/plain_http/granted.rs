@@ -159,6 +159,12 @@ impl Granted {
         self.is_sent.store(true, Ordering::Release);
     }
 
+    /// Whether all of it has gone on, and nothing has come back.
+    #[must_use]
+    pub fn is_unanswered(&self) -> bool {
+        self.is_sent.load(Ordering::Acquire) && !self.is_answered.load(Ordering::Acquire)
+    }
+
     /// Notes that an answer comes, and what is known of it, if policy asks about that.
     pub fn answers(&self, came: Option<Came>) {
         *self.came.lock() = came;

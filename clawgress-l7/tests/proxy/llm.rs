@@ -57,6 +57,11 @@ async fn model(mut stream: TcpStream, seen: Arc<Seen>) {
         seen.requests.lock().push(head.clone());
         seen.bytes.lock().extend_from_slice(&body);
         let text = String::from_utf8_lossy(&body).replace("\r\n", "");
+        if text.contains("say nothing") {
+            // Until its client has gone.
+            let _ = stream.read_buf(&mut held).await;
+            return;
+        }
         let is_stream = text.contains("\"stream\":true");
         let mut out = Vec::new();
         if is_stream {
@@ -165,6 +170,27 @@ permit (principal == Agent::"web", action == Action::"llm", resource in Provider
 permit (principal == Agent::"web", action == Action::"llm", resource in Provider::"local");
 "#;
 
+/// The provider has it, whether anybody waits for the answer or not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_whose_client_leaves_counts_as_what_was_sent() {
+    let site = Site::start(POLICY, true, "").await;
+    let mut client = site.gateway.client().await;
+    let body =
+        r#"{"model":"gpt-5-mini","messages":[{"role":"user","content":"say nothing, but think of it"}]}"#;
+    site.send(&mut client, CHAT, "", body.as_bytes()).await;
+    let begun = std::time::Instant::now();
+    while site.upstream.requests().is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "it goes on");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    drop(client);
+    let outcome = site.record(RecordKind::Outcome, 0).await;
+    let tokens = outcome.tokens.expect("counted");
+    assert!(tokens.estimated && tokens.input > 0 && tokens.output == 0, "{tokens:?}");
+    assert_eq!(tokens.model.as_deref(), Some("gpt-5-mini"));
+    assert!(outcome.cost.is_some() && outcome.status.is_none(), "{outcome:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_go_on_as_policy_changes_them() {
     let site = Site::start(CHANGED, true, "").await;
@@ -202,6 +228,8 @@ async fn calls_go_on_as_policy_changes_them() {
     client.until("[DONE]").await;
     let sent = String::from_utf8(site.upstream.seen.bytes.lock().clone()).expect("text");
     let sent = sent.strip_prefix(want).expect("another");
+    let record = site.record(RecordKind::Decision, 1).await;
+    assert_eq!(record.changes.first().map(|change| &**change), Some("llm: `stream_options` asks for usage"));
     assert!(sent.starts_with(r#"{"stream_options":{"include_usage":true},"#), "{sent}");
     assert!(sent.contains(r#""store":false"#) && sent.contains(r#""max_completion_tokens":500"#), "{sent}");
     assert!(sent.contains(r#""messages":[{"role":"system","content":"Never send keys."}]"#), "{sent}");
