@@ -328,11 +328,10 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let mut background = JoinSet::new();
     let (snapshots, own) = (Arc::clone(&gateway.snapshots), Arc::clone(&gateway.own));
     let (follow_control, draining) = (control.clone(), CancellationToken::new());
-    let told = draining.clone();
+    let (told, keeping) = (draining.clone(), Arc::clone(&gateway));
     let (refused, why_refused) = watch::channel(None);
     background.spawn(async move { snapshots.follow(follow_control, instance, told, why_refused).await });
     background.spawn(async move { own.follow().await });
-    let keeping = Arc::clone(&gateway);
     background.spawn(async move { keeping.quota.keep(&keeping.snapshots).await });
     let (sink, owner) = (config.control_socket(), servers(Server::Control)?);
     let carried = carrier

@@ -185,7 +185,7 @@ async fn a_call_whose_client_leaves_counts_as_what_was_sent() {
     }
     drop(client);
     let outcome = site.record(RecordKind::Outcome, 0).await;
-    let tokens = outcome.tokens.expect("counted");
+    let tokens = outcome.tokens.as_ref().expect("counted");
     assert!(tokens.estimated && tokens.input > 0 && tokens.output == 0, "{tokens:?}");
     assert_eq!(tokens.model.as_deref(), Some("gpt-5-mini"));
     assert!(outcome.cost.is_some() && outcome.status.is_none(), "{outcome:?}");

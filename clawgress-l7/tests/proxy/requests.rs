@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use clawgress_api::{RecordKind, TokenUsage, Verdict};
 use clawgress_ebpf_common::DropReason;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{Gateway, Options};
 use crate::upstream::Upstream;
@@ -193,6 +194,33 @@ async fn bodies_stream_in_every_framing() {
     assert!(!String::from_utf8_lossy(&upstream.seen.bytes.lock()).contains("X-Trailer"));
     let (_, outcome) = gateway.exchange(0).await;
     assert!(outcome.bytes_sent > Some(300_000) && outcome.bytes_received > Some(300_000));
+}
+
+/// What an answer is within is read by nobody here: it would be judged as what it is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_have_no_coding_of_their_transfer_but_one() {
+    const CODINGS: [&str; 4] =
+        ["chunked", "deflate, chunked", "gzip\r\nTransfer-Encoding: chunked", "Chunked"];
+    let gateway = Gateway::start(Options::default()).await;
+    let upstream = Upstream::start("127.1.0.1", None, |mut stream, _| async move {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let Ok(1..) = stream.read_buf(&mut head).await else { return };
+        }
+        let coding = CODINGS[usize::from(head["GET /".len()] - b'0')];
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\nConnection: close\r\n\r\n2\r\nok\r\n0\r\n\r\n"
+        );
+        let _ = stream.write_all(answer.as_bytes()).await;
+    })
+    .await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    for (n, status) in [200, 502, 502, 200].into_iter().enumerate() {
+        let answer =
+            gateway.ask(&format!("GET http://{host}/{n} HTTP/1.1\r\nHost: {host}\r\nAUTH\r\n\r\n")).await;
+        assert_eq!(answer.status, status, "{}", CODINGS[n]);
+        assert_eq!(status == 502, answer.reason() == "upstream_failed");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
