@@ -173,12 +173,11 @@ mod tests {
     #[test]
     fn all_is_bounded_and_who_has_most_gives_way() {
         let mut shared = Shared::new(80);
-        for owner in 0..100 {
-            for n in 0..10 {
+        for owner in 0..8 {
+            for n in 0..11 {
                 shared.keep(owner, (owner, n), ());
+                assert!(shared.len() <= 80);
             }
-            shared.keep(owner, (owner, 10), ());
-            assert!(shared.len() <= 80);
         }
         shared.keep(1000, (1000, 0), ());
         for owner in 2000..2070 {
