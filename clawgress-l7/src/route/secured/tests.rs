@@ -21,7 +21,7 @@ async fn within() -> (UnixStream, server::TlsStream<TcpStream>) {
     let pem = x509_pem(&certificate);
     std::fs::write(&file, pem).expect("written");
     let secured = Secured::new("parent.test", &[file]).expect("secured");
-    let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+    let config = ServerConfig::builder_with_provider(crate::tls::provider())
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()
