@@ -38,8 +38,30 @@ const SECRETS: [&str; 17] = [
     "x-functions-key",
     "x-goog-api-key",
 ];
-/// Parameters of a query that they look for keys in, besides those of these names.
-const SECRET_PARAMETERS: [&str; 5] = ["access-token", "auth-token", "key", "oauth-token", "token"];
+/// Parameters of a query that they look for keys in, besides those of these names: Google's, OAuth's (RFC 6750 section 2.3), Azure's
+/// (`code` of Functions, `sig` of shared access signatures) and AWS's.
+const SECRET_PARAMETERS: [&str; 12] = [
+    "access-token",
+    "auth-token",
+    "bearer-token",
+    "code",
+    "key",
+    "oauth-token",
+    "sig",
+    "token",
+    "x-amz-credential",
+    "x-amz-signature",
+    "x-goog-credential",
+    "x-goog-signature",
+];
+/// Protocols that browsers offer for want of fields they could set, which are keys: OpenAI's, and those of Kubernetes.
+const SECRET_PROTOCOLS: [&str; 5] = [
+    "base64url.bearer.",
+    "openai-ephemeral-",
+    "openai-insecure-api-key.",
+    "openai-organization.",
+    "openai-project.",
+];
 
 /// Longest name of a key.
 const KEY_NAME_BYTES_MAX: usize = 63;
@@ -137,9 +159,11 @@ impl Changes {
             return None;
         }
         let is_key = |parameter: &str| {
-            let name = head::text(parameter.split('=').next().unwrap_or_default());
-            // What is no text is no name that a server has.
-            let name = name.map(|name| name.trim().to_ascii_lowercase()).unwrap_or_default();
+            // What is no text is read by some servers up to where it is none, and by some without that.
+            let Some(name) = head::text(parameter.split('=').next().unwrap_or_default()) else { return true };
+            // `key[]` and `key[0]` are `key` to some, and what is no name of theirs is `_`.
+            let name = name.trim().split('[').next().unwrap_or_default().to_ascii_lowercase();
+            let name = name.replace(['.', ' '], "-");
             let known = SECRETS.iter().chain(&SECRET_PARAMETERS);
             { known }.any(|secret| fields::is_same(secret, &name))
         };
@@ -148,6 +172,27 @@ impl Changes {
             return None;
         }
         Some(query.split('&').filter(|pair| !has_key(pair)).collect::<Vec<_>>().join("&"))
+    }
+
+    /// The protocols that a client offers for a WebSocket (RFC 6455 section 11.3.4) without those that are keys of its own, where a key
+    /// is injected; `None` if there are none.
+    #[must_use]
+    pub fn without_key_protocols(&self, offered: &str) -> Option<String> {
+        let is_key = |protocol: &&str| {
+            let protocol = protocol.trim().to_ascii_lowercase();
+            SECRET_PROTOCOLS.iter().any(|secret| protocol.starts_with(secret))
+        };
+        if self.inject.is_empty() || !offered.split(',').any(|protocol| is_key(&protocol)) {
+            return None;
+        }
+        Some(
+            offered
+                .split(',')
+                .map(str::trim)
+                .filter(|protocol| !is_key(protocol))
+                .collect::<Vec<_>>()
+                .join(", "),
+        )
     }
 
     /// Whether what `later` changes is changed by this: what was sent already can't be changed any more.
@@ -310,12 +355,28 @@ mod tests {
             ("KEY=a&alt=sse&Access_Token=b&k%65y=c&api%5fkey=d", Some("alt=sse")),
             ("a=1;key=2&b=3", Some("b=3")),
             ("subscription-key=a&token", Some("")),
+            // Read up to where it is no text, or without that, by some.
+            ("key%00=a&alt=sse&key%ff=b&key%zz=c", Some("alt=sse")),
+            ("key[]=a&key%5b0%5D=b&access.token=c&alt=sse&Access Token=d", Some("alt=sse")),
+            ("sig=a&X-Amz-Signature=b&X-Amz-Date=c", Some("X-Amz-Date=c")),
             ("alt=sse&pageToken=x&keys=1", None),
             ("", None),
         ] {
             assert_eq!(changes.without_keys(query).as_deref(), left, "{query}");
         }
         assert_eq!(Changes::default().without_keys("key=1"), None, "where no key is added, all stays");
+        for (offered, left) in [
+            (
+                "realtime, openai-insecure-api-key.sk-1,openai-beta.realtime-v1",
+                Some("realtime, openai-beta.realtime-v1"),
+            ),
+            ("OpenAI-Organization.a", Some("")),
+            ("realtime, v4.channel.k8s.io", None),
+            ("", None),
+        ] {
+            assert_eq!(changes.without_key_protocols(offered).as_deref(), left, "{offered}");
+        }
+        assert_eq!(Changes::default().without_key_protocols("openai-project.a"), None);
         for name in ["ocp-apim-subscription-key", "ocp_apim_subscription_key", "x-auth-token", "cookie"] {
             assert!(changes.takes(name) && !Changes::default().takes(name), "{name}");
         }

@@ -153,6 +153,15 @@ impl Admitted {
         })
     }
 
+    /// The protocols that it offers for a WebSocket.
+    #[must_use]
+    pub fn offers(&self) -> String {
+        let is_offer = |name: &str| name.eq_ignore_ascii_case("sec-websocket-protocol");
+        let sent = http1::parse(&self.sent).ok();
+        let fields = sent.iter().flat_map(|sent| &sent.fields).filter(|f| is_offer(f.name));
+        fields.filter_map(|f| std::str::from_utf8(f.value).ok()).collect::<Vec<_>>().join(", ")
+    }
+
     /// The scheme it is sent by.
     #[must_use]
     pub fn scheme(&self) -> Scheme {

@@ -5,13 +5,14 @@
 
 use clawgress_ebpf_common::DropReason;
 use http::Version;
+use http::header::SEC_WEBSOCKET_PROTOCOL as PROTOCOLS;
 use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use super::rewrite::UNCHANGEABLE;
 use super::tool::Listing;
-use super::{Admitted, App, Context, Granted, content};
+use super::{Admitted, App, Context, Granted, Upgrade, content};
 use crate::decide::Ruling;
 use crate::exchange::Exchange;
 use crate::identify::Who;
@@ -44,6 +45,11 @@ impl App {
         if changes.without_keys(&admitted.query).is_some() {
             exchange.changed("a key of the client's own in the query stays behind".to_owned());
         }
+        if admitted.upgrade == Upgrade::WebSocket
+            && changes.without_key_protocols(&admitted.offers()).is_some()
+        {
+            exchange.changed("a key of the client's own among the offered protocols stays behind".to_owned());
+        }
         Ok(())
     }
 
@@ -74,6 +80,11 @@ impl App {
             request
                 .set_raw_path(&[path, mark, query.as_bytes()].concat())
                 .map_err(|_| DropReason::ProviderKeyUnavailable)?;
+        }
+        match changes.without_key_protocols(&admitted.offers()) {
+            None => {}
+            Some(left) if left.is_empty() => drop(request.remove_header(&PROTOCOLS)),
+            Some(left) => request.insert_header(PROTOCOLS, left).map_err(failed)?,
         }
         for (name, injected) in &changes.inject {
             let agent = &granted.who().identity.agent;

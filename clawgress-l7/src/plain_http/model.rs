@@ -18,7 +18,7 @@ use clawgress_inspect::llm::{self, Call, Choice, ModelName, Request, Route, Serv
 use clawgress_inspect::price::{BUILT_IN as BUILT_IN_PRICES, Cost, Day, Prices};
 use clawgress_inspect::prompt::{BUILT_IN, Rules};
 use clawgress_policy::content::ModelCall;
-use clawgress_policy::{Look, Operation, PayloadNeed};
+use clawgress_policy::{Look, Operation, PayloadNeed, path};
 use jiff::Timestamp;
 use pingora_http::RequestHeader;
 
@@ -129,7 +129,7 @@ impl Calls {
         let server = |LlmServer { name, url }: &LlmServer| -> Result<Server> {
             let parsed = Upstream::parse(0, url, None);
             let parsed = parsed.with_context(|| format!("model server `{name}`: `{url}` can't be used"))?;
-            let path = parsed.path.trim_end_matches('/').to_owned();
+            let path = path::normal(parsed.path.trim_end_matches('/')).into_owned();
             Ok(Server {
                 name: name.as_str().into(),
                 host: parsed.host.to_string(),

@@ -13,7 +13,7 @@ use clawgress_inspect::tool::{
     CARD, Head, Message, PARAM, Protocol, Reader, Rest, ToolError, Value, argument_values, has_heads, rest,
 };
 use clawgress_policy::content::ToolCall;
-use clawgress_policy::{Look, Operation, PayloadNeed};
+use clawgress_policy::{Look, Operation, PayloadNeed, path};
 use http::{HeaderMap, HeaderValue};
 
 use self::catalog::{Catalog, Found, Key};
@@ -143,7 +143,7 @@ impl Tools {
                 name: name.as_str().into(),
                 host: parsed.host.to_string(),
                 port: parsed.port,
-                path: parsed.path.trim_end_matches('/').to_owned(),
+                path: path::normal(parsed.path.trim_end_matches('/')).into_owned(),
             });
         }
         // Of two that fit, the longer path says more.
@@ -522,5 +522,25 @@ impl Mismatch {
     pub fn denial(&self, code: &str, request: &str) -> String {
         let message = "HeaderMismatch: the head does not say what the body does, or not all that it has to";
         error(self.id.as_deref().unwrap_or("null"), (MISMATCH, code), message, request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Requests are asked about by the normal form of their path: a server that is named in another is the same one.
+    #[test]
+    fn servers_are_known_by_the_normal_form_of_their_path() {
+        for (url, path) in [
+            ("https://tools.test/mcp%3Ateam/", "/mcp:team"),
+            ("https://tools.test/%c3%bc%5bx%5D", "/%C3%BC[x]"),
+            ("https://tools.test", ""),
+        ] {
+            let server = config::ToolServer { name: "team".to_owned(), url: url.to_owned(), approved: None };
+            let tool = config::Tool { hold_bytes_max: None, servers: vec![server] };
+            let tools = Tools::new(&tool, &Content::default()).expect("tools");
+            assert_eq!(tools.servers[0].path, path, "{url}");
+        }
     }
 }
