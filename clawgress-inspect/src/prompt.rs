@@ -89,8 +89,9 @@ struct Stream {
 struct Inside {
     runs: Runs,
     layer: Option<Box<Layer>>,
-    /// Bytes that packed files came to.
+    /// Bytes that packed files came to; and those of its texts that stood for others.
     unpacked: u64,
+    coded: u64,
 }
 
 impl Clone for Inside {
@@ -139,7 +140,7 @@ impl Detector {
         self.plain.again();
         (self.tags, self.steps) = (None, 0);
         self.inside.layer = None;
-        self.inside.unpacked = 0;
+        (self.inside.unpacked, self.inside.coded) = (0, 0);
         self.inside.runs.clear();
     }
 
@@ -211,12 +212,12 @@ impl Detector {
     /// Decodes what is in other clothes, and looks at it: an order that nobody is meant to see is no accident.
     fn encoded(&mut self, provenance: Provenance, text: &str, ends: bool) {
         let Detector { shared, matched, signs, inside, steps, .. } = self;
-        let Inside { runs, layer, unpacked } = inside;
+        let Inside { runs, layer, unpacked, coded } = inside;
         let mut hit = |rule: u16| {
             note(matched, rule, shared.weight(usize::from(rule), provenance));
             note(signs, ENCODED_INSTRUCTION, shared.weighed(ENCODED_WEIGHT, provenance));
         };
-        let mut all = Shared { rules: shared, hit: &mut hit, unpacked, steps };
+        let mut all = Shared { rules: shared, hit: &mut hit, unpacked, coded, steps };
         let mut sink = |event: Event<'_>| {
             of_run(event, layer, Place::default(), &mut all);
             Ok::<(), Infallible>(())

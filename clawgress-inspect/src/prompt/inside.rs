@@ -13,6 +13,11 @@ use crate::payload::{CODES_MAX, CODINGS_MAX, LEVELS_MAX, Limits};
 const HEAD_BYTES: usize = 4;
 /// Most bytes that all packed files of one request come to here: what is more is told as a packed file, and not heard.
 const UNPACKED_BYTES_MAX: u64 = 16 << 20;
+/// No more than so many for each byte of the request that stands for others, but at least so many.
+const UNPACKED_RATIO_MAX: u64 = 64;
+const UNPACKED_BYTES_MIN: u64 = 1 << 20;
+/// Most bytes of a character that may be missing their last one.
+const CUT_BYTES_MAX: usize = 3;
 
 /// What is around a layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +35,14 @@ pub(super) struct Layer {
     runs: Runs,
     inner: Option<Box<Layer>>,
     state: State,
+    cut: Cut,
+}
+
+/// The beginning of a character whose rest comes next.
+#[derive(Debug, Default)]
+struct Cut {
+    bytes: [u8; CUT_BYTES_MAX + 1],
+    count: usize,
 }
 
 #[derive(Debug)]
@@ -49,6 +62,8 @@ pub(super) struct Shared<'a> {
     pub(super) hit: &'a mut dyn FnMut(u16),
     /// Bytes that packed files came to so far.
     pub(super) unpacked: &'a mut u64,
+    /// Bytes of the request's own that stood for others so far.
+    pub(super) coded: &'a mut u64,
     pub(super) steps: &'a mut u64,
 }
 
@@ -64,7 +79,12 @@ pub(super) fn of_run(
             let place = place.within(u8::from(code != Code::Percent), 0);
             begins(inner, place, shared.rules);
         }
-        Event::Piece(bytes) => inner.iter_mut().for_each(|inner| inner.push(bytes, shared)),
+        Event::Piece(bytes) => {
+            if place == Place::default() {
+                *shared.coded += bytes.len() as u64;
+            }
+            inner.iter_mut().for_each(|inner| inner.push(bytes, shared));
+        }
         Event::End => inner.iter_mut().for_each(|inner| inner.end(shared)),
         Event::Run(_) => {}
     }
@@ -87,6 +107,54 @@ impl Default for State {
     }
 }
 
+// === impl Cut ===
+
+impl Cut {
+    /// Tells `sink` what these bytes are, as text: of a character that they cut, when the rest has come.
+    fn push(&mut self, bytes: &[u8], sink: &mut dyn FnMut(&str)) {
+        let mut rest = bytes;
+        while let (1.., Some((next, behind))) = (self.count, rest.split_first()) {
+            let Some(place) = self.bytes.get_mut(self.count) else { break };
+            *place = *next;
+            let character = std::str::from_utf8(self.bytes.get(..=self.count).unwrap_or_default());
+            match character.map_err(|error| error.error_len()) {
+                Ok(character) => {
+                    sink(character);
+                    (self.count, rest) = (0, behind);
+                }
+                Err(None) => (self.count, rest) = (self.count + 1, behind),
+                // It never comes; and the next is no part of it.
+                Err(Some(_)) => self.end(sink),
+            }
+        }
+        let (whole, cut) = rest.split_at_checked(rest.len() - cut_bytes(rest)).unwrap_or((rest, &[]));
+        if !whole.is_empty() {
+            sink(&String::from_utf8_lossy(whole));
+        }
+        if !cut.is_empty() {
+            self.bytes.iter_mut().zip(cut).for_each(|(place, byte)| *place = *byte);
+            self.count = cut.len();
+        }
+    }
+
+    /// Ends it: what is cut stays so.
+    fn end(&mut self, sink: &mut dyn FnMut(&str)) {
+        if std::mem::take(&mut self.count) > 0 {
+            sink("\u{fffd}");
+        }
+    }
+}
+
+/// How many bytes at the end are of a character that goes on.
+fn cut_bytes(bytes: &[u8]) -> usize {
+    let goes_on = |count: &usize| {
+        let end = bytes.get(bytes.len().saturating_sub(*count)..).unwrap_or_default();
+        let is_begun = end.first().is_some_and(|byte| *byte >= 0xc0);
+        is_begun && std::str::from_utf8(end).is_err_and(|error| error.error_len().is_none())
+    };
+    (1..=CUT_BYTES_MAX.min(bytes.len())).find(goes_on).unwrap_or_default()
+}
+
 // === impl Place ===
 
 impl Place {
@@ -103,7 +171,8 @@ impl Place {
 impl Layer {
     fn new(place: Place, rules: &Rules) -> Layer {
         let state = State::default();
-        Layer { place, stream: Stream::new(rules), runs: Runs::default(), inner: None, state }
+        let cut = Cut::default();
+        Layer { place, stream: Stream::new(rules), runs: Runs::default(), inner: None, state, cut }
     }
 
     /// Bytes of memory that it may take.
@@ -114,7 +183,7 @@ impl Layer {
     }
 
     fn again(&mut self, place: Place) {
-        (self.place, self.state) = (place, State::default());
+        (self.place, self.state, self.cut.count) = (place, State::default(), 0);
         self.runs.clear();
     }
 
@@ -149,12 +218,13 @@ impl Layer {
     }
 
     fn read(&mut self, bytes: &[u8], shared: &mut Shared<'_>) {
-        let Layer { place, stream, runs, inner, state } = self;
+        let Layer { place, stream, runs, inner, state, cut } = self;
         match state {
             State::Head(..) | State::Broken => {}
             State::Plain => {
-                let text = String::from_utf8_lossy(bytes);
-                *shared.steps += stream.push(&text, shared.rules, &mut shared.hit, &mut |_| {});
+                cut.push(bytes, &mut |text| {
+                    *shared.steps += stream.push(text, shared.rules, &mut shared.hit, &mut |_| {});
+                });
                 let Ok(()) = runs.push(bytes, &mut |event| {
                     of_run(event, inner, *place, shared);
                     Ok::<(), Infallible>(())
@@ -171,7 +241,7 @@ impl Layer {
 
     fn end(&mut self, shared: &mut Shared<'_>) {
         self.settle(shared);
-        let Layer { place, stream, runs, inner, state } = self;
+        let Layer { place, stream, runs, inner, state, cut } = self;
         if let State::Packed(decoder) = state {
             // What was cut off has been heard, as far as it came.
             let _ = decoder.finish(&mut |bytes| hears(bytes, inner, shared));
@@ -182,6 +252,9 @@ impl Layer {
         let Ok(()) = runs.finish(&mut |event| {
             of_run(event, inner, *place, shared);
             Ok::<(), Infallible>(())
+        });
+        cut.end(&mut |text| {
+            *shared.steps += stream.push(text, shared.rules, &mut shared.hit, &mut |_| {});
         });
         *shared.steps += stream.finish(shared.rules, &mut shared.hit);
         *state = State::default();
@@ -195,7 +268,8 @@ fn hears(
     shared: &mut Shared<'_>,
 ) -> Result<(), crate::payload::Unreadable> {
     *shared.unpacked += bytes.len() as u64;
-    if *shared.unpacked > UNPACKED_BYTES_MAX {
+    let fair = shared.coded.saturating_mul(UNPACKED_RATIO_MAX);
+    if *shared.unpacked > fair.clamp(UNPACKED_BYTES_MIN, UNPACKED_BYTES_MAX) {
         return Err(crate::payload::Unreadable::TooLarge);
     }
     inner.iter_mut().for_each(|inner| inner.push(bytes, shared));

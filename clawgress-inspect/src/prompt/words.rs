@@ -278,7 +278,7 @@ impl Words {
             self.shorter = self.hash;
             self.hash = (self.hash ^ code).wrapping_mul(PRIME);
         }
-        (self.letters, self.last) = (self.letters + 1, letter);
+        (self.letters, self.last) = (self.letters.saturating_add(1), letter);
     }
 
     fn end(&mut self, word: &mut impl FnMut(u64)) {
@@ -353,6 +353,13 @@ mod tests {
         assert_eq!(of("<|im_start|>").len(), 5);
         assert_eq!(of("###").len(), 1);
         assert_eq!((word("a b"), word(""), word("<").is_some()), (None, None, true));
+    }
+
+    #[test]
+    fn a_word_may_be_of_any_length() {
+        let mut words = Words { letters: u32::MAX, ..Words::default() };
+        words.push("a\u{3b1}\u{416}b", &mut |_| {}, &mut |_| {});
+        assert_eq!(words.letters, u32::MAX);
     }
 
     #[test]
