@@ -10,6 +10,9 @@ const SHORT_BYTES_MAX: usize = 23;
 /// Digits that a field has fewer of where it is no number that is looked for: those of telephones have eight.
 const DIGITS_MIN: usize = 8;
 
+/// Least bytes that a number of a bank account has where it has as few digits as there are.
+const ACCOUNT_BYTES_MIN: usize = 15;
+
 /// What looks at one field after the other.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
@@ -88,4 +91,34 @@ fn is_dull(bytes: &[u8]) -> bool {
     bytes.len() <= SHORT_BYTES_MAX
         && bytes.first().is_some_and(is_plain)
         && (bytes.len() < DIGITS_MIN || bytes.iter().filter(|b| b.is_ascii_digit()).count() < DIGITS_MIN)
+        && (bytes.len() < ACCOUNT_BYTES_MIN || !has_country(bytes))
+}
+
+/// Whether it has two capitals and two digits behind them, as numbers of bank accounts begin: of some countries, the rest may be letters.
+fn has_country(bytes: &[u8]) -> bool {
+    bytes.windows(4).any(|four| {
+        matches!(four, [a, b, c, d]
+            if a.is_ascii_uppercase() && b.is_ascii_uppercase() && c.is_ascii_digit() && d.is_ascii_digit())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::payload::{Claims, Finding, Inspector, Limits};
+
+    /// Of some countries, most of a number may be letters: it is found whole as it is in pieces.
+    #[test]
+    fn accounts_of_few_digits_are_found_in_a_short_field() {
+        for account in ["LU46001ABCDEFGHIJKLM", "KZ42125ABCDEFGHIJKLM", "CH7500762ABCDEFGHIJKZ"] {
+            let body = format!("{{\"a\":\"{account}\",\"b\":\"x\"}}");
+            for step in [body.len(), 1, 7, 12] {
+                let claims = Claims::new(&[b"application/json"], &[]);
+                let mut inspector = Inspector::new(claims, Limits::default());
+                let read = body.as_bytes().chunks(step).try_for_each(|piece| inspector.push(piece));
+                read.and_then(|()| inspector.finish()).expect("JSON");
+                let found: Vec<_> = inspector.findings().map(Finding::name).collect();
+                assert_eq!(found, ["iban"], "{account} by {step}");
+            }
+        }
+    }
 }
