@@ -127,6 +127,31 @@ mod tests {
         }
     }
 
+    /// One document whose names are too many to be compared with one another.
+    #[test]
+    fn names_of_one_object_take_steps_in_proportion_to_their_bytes() {
+        let object = |n: usize| {
+            let members = (0..n * 11).map(|n| format!("\"k{n:07}\":0")).collect::<Vec<_>>();
+            format!("{{{}}}", members.join(",")).into_bytes()
+        };
+        let read = |format: Format| {
+            move |bytes: &[u8]| {
+                let reader = Reader::new(format);
+                let mut reader = reader.following_calls(64 << 20, Following::Held, true);
+                for piece in bytes.chunks(4096) {
+                    reader.push(piece);
+                }
+                // Its bytes, and little besides.
+                assert!(reader.memory_bytes() <= 2 * bytes.len() + (64 << 10), "{}", reader.memory_bytes());
+                reader.close();
+            }
+        };
+        is_linear("a document", object, read(Format::Json), 64);
+        // Each of them no longer than what is plain.
+        let lines = |n: usize| [object(27), b"\n".to_vec()].concat().repeat(n / 300);
+        is_linear("lines", lines, read(Format::Lines), 64);
+    }
+
     #[test]
     fn edited_streams_take_steps_in_proportion_to_their_bytes() {
         let lines: [(&str, Body); 4] = [

@@ -91,6 +91,8 @@ pub struct Answer {
     pub error: Option<String>,
     /// Whether its usage is what was counted before it was over.
     pub is_partial: bool,
+    /// Whether it has vectors, which cost no output.
+    pub has_vectors: bool,
     /// Whether it only says that there will be one, to be asked for later: what that takes is not known.
     pub is_queued: bool,
 }
@@ -402,10 +404,12 @@ impl Facts {
         let prompt = self.count(Count::Prompt);
         let mut cached = (zero(Count::Cached), zero(Count::CachedBesides));
         let mut written = (zero(Count::CacheWritten), zero(Count::CacheWrittenBesides));
-        if prompt.is_some() {
-            // Gateways that speak for Anthropic in OpenAI's words say within it what caches had, by either name.
-            cached = (cached.0.max(cached.1), 0);
-            written = (written.0.max(written.1), 0);
+        if let Some(prompt) = prompt {
+            // Gateways that speak for Anthropic in OpenAI's words say within it what caches had, by either name; and some
+            // besides, where it is more than there is.
+            let (had, wrote) = (cached.0.max(cached.1), written.0.max(written.1));
+            let is_within = had.saturating_add(wrote) <= prompt;
+            (cached, written) = if is_within { ((had, 0), (wrote, 0)) } else { ((0, had), (0, wrote)) };
         }
         // Embeddings have no output, and tell the total besides, or alone, or the input alone.
         let of_vectors = || self.count(Count::Total).filter(|_| self.has_vectors);
@@ -438,9 +442,19 @@ impl Facts {
 
     fn into_answer(self) -> Answer {
         let (usage, output_estimated) = (self.usage(), self.estimated());
-        let Facts { model, finish, error, tools, has_more_tools, is_start: is_partial, .. } = self;
-        let is_queued = false;
-        Answer { model, usage, output_estimated, tools, has_more_tools, finish, error, is_partial, is_queued }
+        let Facts { model, finish, error, tools, has_more_tools, is_start, has_vectors, .. } = self;
+        Answer {
+            model,
+            usage,
+            output_estimated,
+            tools,
+            has_more_tools,
+            finish,
+            error,
+            is_partial: is_start,
+            has_vectors,
+            is_queued: false,
+        }
     }
 }
 

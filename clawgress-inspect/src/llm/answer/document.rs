@@ -135,6 +135,8 @@ struct State {
     /// Whether it has `choices`, none of them, and a usage.
     has_no_choices: bool,
     has_usage: bool,
+    /// Of the usage at hand, which counts were added to: each usage counts anew.
+    summed: [bool; Count::ALL],
     /// Of the count at hand that is of something: whether that is sound, and how many there are.
     of_sound: (bool, u64),
     /// What is packed in it.
@@ -273,7 +275,7 @@ impl Document {
     /// Bytes that it keeps.
     pub(super) fn memory_bytes(&self) -> usize {
         let said = self.state.said.iter().flatten().map(Vec::capacity).sum::<usize>();
-        self.kept.as_ref().map_or(0, |kept| kept.bytes.capacity()) + said
+        self.kept.as_ref().map_or(0, Kept::memory_bytes) + said
     }
 
     /// What it kept.
@@ -305,6 +307,13 @@ impl Kept {
         if !self.is_cut {
             self.bytes.extend_from_slice(bytes);
         }
+        if self.is_cut || self.bytes.len() > PLAIN_BYTES_MAX {
+            self.plain.refuse();
+        }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        self.bytes.capacity() + self.plain.memory_bytes()
     }
 
     fn clear(&mut self) {
@@ -333,6 +342,7 @@ impl State {
             named: None,
             has_no_choices: false,
             has_usage: false,
+            summed: [false; Count::ALL],
             of_sound: (false, 0),
             inner: None,
             depth,
@@ -348,6 +358,11 @@ impl State {
             Event::Open { object } => {
                 let node = self.place();
                 self.has_usage |= object && node == Node::Usage;
+                let is_within = self.frames.last().is_some_and(|frame| frame.node == Node::Usage);
+                if object && node == Node::Usage && !is_within {
+                    // Of a stream that is one array, each document has its own.
+                    self.summed = [false; Count::ALL];
+                }
                 let node = match node {
                     Node::Text | Node::Name | Node::Type | Node::Done => Node::Skip,
                     Node::Vectors => Node::Skip,
@@ -502,8 +517,10 @@ impl State {
         let Some(frame) = self.frames.pop() else { return };
         if let (Node::Modalities(count), true, (true, more)) = (frame.node, frame.is_object, self.of_sound)
             && let Some(slot) = self.facts.counts.get_mut(count as usize)
+            && let Some(is_summed) = self.summed.get_mut(count as usize)
         {
-            *slot = Some(slot.unwrap_or_default().saturating_add(more));
+            let before = if std::mem::replace(is_summed, true) { slot.unwrap_or_default() } else { 0 };
+            *slot = Some(before.saturating_add(more));
         }
         if self.frames.len() == 1 && !frame.is_object && !frame.is_empty {
             self.has_no_choices = false;

@@ -23,9 +23,10 @@ impl Counted {
         Counted { input: number(input), output: number(output) }
     }
 
-    /// Has an answer that counted nothing count this: vectors have no output, and no other answer is without.
+    /// Has an answer that counted nothing count this: vectors that came whole have no output, and no other answer is without.
     pub fn add_to(self, answer: &mut Answer) {
-        let output = self.output.or((answer.output_estimated == 0).then_some(0));
+        let is_known = answer.has_vectors && answer.error.is_none() && !answer.is_partial;
+        let output = self.output.or((is_known && answer.output_estimated == 0).then_some(0));
         if let (None, Some((input, output))) = (&answer.usage, self.input.zip(output)) {
             answer.usage = Some(Usage { input, output, ..Usage::default() });
         }
@@ -46,7 +47,13 @@ mod tests {
         let said = Answer { output_estimated: 9, ..Answer::default() };
         assert_eq!(counted(Some("12"), Some("7"), said.clone()), Some((12, 7)));
         assert_eq!(counted(Some("12"), None, said.clone()), None, "its output is not known");
-        assert_eq!(counted(Some("12"), None, Answer::default()), Some((12, 0)), "vectors");
+        assert_eq!(counted(Some("12"), None, Answer::default()), None, "nobody knows what it was");
+        let vectors = Answer { has_vectors: true, ..Answer::default() };
+        assert_eq!(counted(Some("12"), None, vectors.clone()), Some((12, 0)), "vectors");
+        let failed = Answer { error: Some("x".to_owned()), ..vectors.clone() };
+        assert_eq!(counted(Some("12"), None, failed), None, "it failed");
+        let partial = Answer { is_partial: true, ..vectors };
+        assert_eq!(counted(Some("12"), None, partial), None, "there is more");
         for odd in ["", "-1", "1.0", "99999999999999999999", "x"] {
             assert_eq!(counted(Some(odd), Some("7"), said.clone()), None, "{odd}");
         }

@@ -10,6 +10,11 @@ const TEXT_BYTES_MAX: usize = 48;
 /// Longest document that is taken for plain, bytes: it has fewer values than are too many.
 pub(super) const PLAIN_BYTES_MAX: usize = 1 << 16;
 
+/// Most names of one object that are compared with one another: what says a few letters has fewer.
+const NAMES_MAX: usize = 32;
+/// Room that is kept for the names of the next document: as many as most have.
+const NAMES_KEPT: usize = 64;
+
 /// What is known of one document.
 #[derive(Debug, Default)]
 pub(super) struct Plain {
@@ -42,7 +47,19 @@ impl Plain {
     pub(super) fn again(&mut self) {
         (self.is_not, self.has_begun, self.kind, self.asks) = (false, false, None, Asks::Nothing);
         self.names.clear();
+        self.names.shrink_to(NAMES_KEPT);
         self.opened.clear();
+    }
+
+    /// Takes it for one that is not plain.
+    pub(super) fn refuse(&mut self) {
+        self.is_not = true;
+    }
+
+    /// Bytes of memory that it takes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        let names = self.names.capacity() * size_of::<(u64, u64, usize)>();
+        names + self.opened.capacity() * size_of::<usize>() + self.text.capacity()
     }
 
     /// Whether it is plain, once it came whole.
@@ -109,7 +126,9 @@ impl Plain {
             None => (self.text.iter().fold(0, |all, byte| all << 8 | u64::from(*byte)), 0, self.text.len()),
         };
         let here = self.names.get(self.opened.last().copied().unwrap_or_default()..).unwrap_or_default();
-        self.is_not = here.contains(&name);
+        #[cfg(test)]
+        crate::steps::add(here.len().min(NAMES_MAX));
+        self.is_not = here.len() >= NAMES_MAX || here.contains(&name);
         self.names.push(name);
     }
 }
@@ -201,6 +220,11 @@ mod tests {
         is
     }
 
+    fn names(count: usize) -> String {
+        let members: Vec<_> = (0..count).map(|n| format!("\"k{n}\":0")).collect();
+        format!("{{{}}}", members.join(","))
+    }
+
     #[test]
     fn most_of_each_stream_is_plain_and_nothing_of_calls() {
         for text in [
@@ -213,6 +237,7 @@ mod tests {
         ] {
             assert!(check(text), "{text}");
         }
+        assert!(check(&names(NAMES_MAX)));
         for text in [
             "",
             "5",
@@ -230,6 +255,7 @@ mod tests {
             r#"{"done":true}"#,
             r#"{"type":{"a":1}}"#,
             r#"{"type":1}"#,
+            &names(NAMES_MAX + 1),
         ] {
             assert!(!check(text), "{text}");
         }

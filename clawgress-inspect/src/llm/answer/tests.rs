@@ -199,6 +199,15 @@ fn counts_that_stand_elsewhere_are_counted_once() {
             [28, 7, 0, 0, 7],
         ),
         (r#"{"prompt_tokens":5,"completion_tokens":3,"total_tokens":4}"#, [5, 3, 0, 0, 0]),
+        // More than the prompt can't be within it.
+        (
+            r#"{"prompt_tokens":10,"completion_tokens":5,"total_tokens":1015,"cache_read_input_tokens":1000}"#,
+            [1010, 5, 1000, 0, 0],
+        ),
+        (
+            r#"{"prompt_tokens":10,"completion_tokens":5,"cache_creation_input_tokens":4,"cache_read_input_tokens":7}"#,
+            [21, 5, 7, 4, 0],
+        ),
     ] {
         let key = if usage.contains("TokenCount") { "usageMetadata" } else { "usage" };
         let document = format!("{{\"{key}\":{usage}}}");
@@ -208,6 +217,26 @@ fn counts_that_stand_elsewhere_are_counted_once() {
             let found = [found.input, found.output, found.cached, found.cache_written, found.reasoning];
             assert_eq!(found, want, "{body}");
         }
+    }
+}
+
+/// Gemini's streams are one array, unless events are asked for: either way, what counts is the last count.
+#[test]
+fn sound_counts_once_in_an_array_of_documents() {
+    let chunk = |rest: &str| {
+        format!(
+            r#"{{"candidates":[{{"content":{{"parts":[{{"text":"a"}}]}}}}],"usageMetadata":{{"promptTokenCount":30,"candidatesTokenCount":9{rest}}}}}"#
+        )
+    };
+    let sound = r#","promptTokensDetails":[{"modality":"TEXT","tokenCount":10},{"modality":"AUDIO","tokenCount":12}],"toolUsePromptTokensDetails":[{"modality":"AUDIO","tokenCount":3}],"cacheTokensDetails":[{"modality":"AUDIO","tokenCount":2}],"candidatesTokensDetails":[{"tokenCount":4,"modality":"AUDIO"}]"#;
+    for chunks in [[sound, sound, sound], [sound, "", sound], [sound, sound, ""], ["", "", sound]] {
+        let chunks = chunks.map(chunk);
+        let events: String = chunks.iter().map(|chunk| format!("data: {chunk}\n\n")).collect();
+        let array = format!("[{}]", chunks.join(",\n"));
+        let of = |format, body: &str| read(format, body.as_bytes()).usage.expect("counts");
+        let found = of(Format::Json, &array);
+        assert_eq!(found, of(Format::EventStream, &events), "{array}");
+        assert_eq!((found.input_audio, found.cached_audio, found.output_audio), (15, 2, 4), "{array}");
     }
 }
 
