@@ -102,6 +102,8 @@ pub struct Shape {
     pub parameters: bool,
     /// `prompt`.
     pub prompt: bool,
+    /// What only servers of one model take, each in its own dialect: `sampling_params` of SGLang, what llama.cpp is to fill in.
+    pub bare: bool,
     /// Another single text, which others than calls have as well.
     pub text: bool,
     /// Any field that only model calls have: a cap, tools, a sampling parameter.
@@ -145,7 +147,8 @@ impl Shape {
     /// Whether it has what a call has at a path that [tells](super::route::tells) so, though it names no model.
     #[must_use]
     pub fn is_call_there(self) -> bool {
-        self.messages || self.contents_field || self.input || self.inputs || self.prompt
+        let is_bare = self.capped || self.bare;
+        self.messages || self.contents_field || self.input || self.inputs || self.prompt || is_bare
     }
 
     /// Whether it has the fields of other surfaces, and not those of this one.

@@ -48,6 +48,8 @@ pub(super) fn signs_of(node: Node, is_root: bool, key: Key, name: &str) -> Signs
 pub(super) fn shape_of_other(shape: &mut Shape, node: Node, is_root: bool, name: &str) {
     shape.tuned |= is_root && TUNING.contains(&name);
     shape.capped |= is_root && name.eq_ignore_ascii_case("n_predict");
+    let is_bare = |bare: &&str| name.eq_ignore_ascii_case(bare);
+    shape.bare |= is_root && ["sampling_params", "input_prefix", "input_suffix"].iter().any(is_bare);
     shape.parameters |= node == Node::Config && (TUNING.contains(&name) || PARAMETERS.contains(&name));
     shape.signs.add(if is_root { Signs::of_root(name) } else { Signs::default() });
 }

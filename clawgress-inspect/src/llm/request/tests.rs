@@ -330,6 +330,9 @@ fn calls_are_known_by_their_shape() {
         ("/v1/messages", r#"{"messages":[{"content":"x","role":"user"}]}"#),
         ("/models/m:generateContent", r#"{"contents":[]}"#),
         ("/model/m/converse", r#"{"messages":[{"role":"user","content":[{"text":"x"}]}]}"#),
+        ("/generate", r#"{"text":"x","sampling_params":{"temperature":0}}"#),
+        ("/infill", r#"{"input_prefix":"x","input_suffix":"y"}"#),
+        ("/completion", r#"{"n_predict":9}"#),
     ] {
         assert!(crate::llm::tells(path) && takes(body).shape.is_call_there(), "{path} {body}");
     }
