@@ -13,18 +13,24 @@ const HANDSHAKE_SERVER_HELLO: u8 = 2;
 const RECORD_HEADER_BYTES: usize = 5;
 /// What of a ServerHello tells: its header (4), its version (2), its random (32).
 const TELLING_BYTES: usize = 38;
+/// Most bytes of records in front of it that tell nothing: a server has hardly any to send.
+const SKIPPED_BYTES_MAX: usize = 4096;
 /// The random of a HelloRetryRequest: SHA-256 of those words (RFC 8446 section 4.1.3).
 const RETRY_RANDOM: [u8; 32] = [
     0xcf, 0x21, 0xad, 0x74, 0xe5, 0x9a, 0x61, 0x11, 0xbe, 0x1d, 0x8c, 0x02, 0x1e, 0x65, 0xb8, 0x91, 0xc2,
     0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
 ];
 
-/// What a server says first, in any segmentation and cut into any records: whether that is a HelloRetryRequest. Of what is read,
-/// 38 bytes are kept.
+/// What a server says first, in any segmentation and cut into any records: whether that is a HelloRetryRequest. Alerts and the like in
+/// front of it, which a client may read past, are. Of what is read, 38 bytes are kept.
 #[derive(Debug, Default)]
 pub struct Reply {
     header: Vec<u8>,
     fragment_left: usize,
+    /// Whether the record is one that tells nothing.
+    is_skipped: bool,
+    /// Bytes of such records.
+    skipped: usize,
     message: Vec<u8>,
 }
 
@@ -80,18 +86,33 @@ impl Reply {
                 self.header.extend_from_slice(now);
                 input = rest;
                 // What is none at its beginning is not waited for.
-                if self.header.first().is_some_and(|content| *content != CONTENT_HANDSHAKE) {
+                match self.header.first() {
+                    None | Some(&(CONTENT_HANDSHAKE | CONTENT_CHANGE_CIPHER_SPEC | CONTENT_ALERT)) => {}
+                    Some(_) => return Some(false),
+                }
+                let [content, _, _, high, low] = self.header[..] else { return None };
+                self.fragment_left = usize::from(u16::from_be_bytes([high, low]));
+                self.is_skipped = content != CONTENT_HANDSHAKE || self.fragment_left == 0;
+                self.header.clear();
+                if self.is_skipped {
+                    self.skipped += RECORD_HEADER_BYTES + self.fragment_left;
+                }
+                if self.skipped > SKIPPED_BYTES_MAX {
                     return Some(false);
                 }
-                let [_, _, _, high, low] = self.header[..] else { return None };
-                self.fragment_left = usize::from(u16::from_be_bytes([high, low]));
-                self.header.clear();
                 if self.fragment_left == 0 {
-                    return Some(false);
+                    continue;
                 }
             }
             if input.is_empty() {
                 return None;
+            }
+            if self.is_skipped {
+                let (now, rest) =
+                    input.split_at_checked(self.fragment_left.min(input.len())).unwrap_or((input, &[]));
+                self.fragment_left -= now.len();
+                input = rest;
+                continue;
             }
             let wanted = self.fragment_left.min(TELLING_BYTES.saturating_sub(self.message.len()));
             let (now, rest) = input.split_at_checked(wanted).unwrap_or((input, &[]));
@@ -253,15 +274,49 @@ mod tests {
             }
         }
         for (wire, wanted) in [
-            (record(CONTENT_ALERT, &[2, 40]), Some(false)),
+            (record(CONTENT_ALERT, &[2, 40]), None),
             (record(CONTENT_HANDSHAKE, &[0, 0, 0, 0]), Some(false)),
-            (record(CONTENT_HANDSHAKE, &[]), Some(false)),
+            (record(CONTENT_HANDSHAKE, &[]), None),
             (b"220 mail".to_vec(), Some(false)),
             (record(CONTENT_HANDSHAKE, &retry)[..42].to_vec(), None),
             (Vec::new(), None),
         ] {
             assert_eq!(Reply::default().push(&wire), wanted, "{wire:?}");
         }
+    }
+
+    /// What a client reads past does not hide it.
+    #[test]
+    fn a_retry_is_known_behind_what_a_client_skips() {
+        let (retry, other) = (server_hello(RETRY_RANDOM), server_hello([9; 32]));
+        let skipped = [
+            record(CONTENT_ALERT, &[1, 112]),
+            record(CONTENT_CHANGE_CIPHER_SPEC, &[1]),
+            record(CONTENT_HANDSHAKE, &[]),
+        ];
+        for (message, wanted) in [(&retry, true), (&other, false)] {
+            for before in &skipped {
+                for cut in [0, 1, 4, 20] {
+                    let (one, two) = message.split_at(cut);
+                    let wire = [
+                        &before[..],
+                        &record(CONTENT_HANDSHAKE, one),
+                        before,
+                        &record(CONTENT_HANDSHAKE, two),
+                    ]
+                    .concat();
+                    assert_eq!(Reply::default().push(&wire), Some(wanted), "{wire:?}");
+                    let mut reply = Reply::default();
+                    assert_eq!(
+                        wire.iter().find_map(|byte| reply.push(&[*byte])),
+                        Some(wanted),
+                        "byte by byte"
+                    );
+                }
+            }
+        }
+        let endless = skipped.concat().repeat(SKIPPED_BYTES_MAX / 8);
+        assert_eq!(Reply::default().push(&endless), Some(false));
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub struct Sources {
     /// As many entries as there are connections at most.
     counts: Mutex<HashMap<IpAddr, usize>>,
     each_max: usize,
-    /// Of this machine's own addresses, which are one source for all users and agents there.
+    /// Of the loopback addresses, which are one source for all users and agents there.
     local_max: usize,
     /// What becomes of one too many.
     refuses: &'static str,
@@ -77,7 +77,7 @@ pub struct Share {
 }
 
 /// What counts as one source.
-fn source(peer: IpAddr) -> IpAddr {
+pub fn source(peer: IpAddr) -> IpAddr {
     match peer.to_canonical() {
         local if local.is_loopback() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         IpAddr::V6(ip) => IpAddr::from((u128::from(ip) & !u128::from(u64::MAX)).to_be_bytes()),

@@ -213,13 +213,14 @@ impl Client<'_> {
 
 /// What a client may do at most whose source has so many connections. What it may reset, ping and split is bounded by the crate: see the tests.
 fn settings(count: usize) -> Builder {
+    let (of_stream, of_all) = limit::windows((limit::STREAM_WINDOW, limit::STREAMS_WINDOW), count);
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(limit::STREAMS_MAX)
         .max_header_list_size(limit::STREAM_HEAD_BYTES)
         .header_table_size(limit::STREAM_TABLE_BYTES)
-        .initial_window_size(limit::window(limit::STREAM_WINDOW, count))
-        .initial_connection_window_size(limit::window(limit::STREAMS_WINDOW, count))
+        .initial_window_size(of_stream)
+        .initial_connection_window_size(of_all)
         .max_send_buffer_size(limit::STREAM_SEND_BYTES)
         .max_local_error_reset_streams(Some(limit::STREAM_ERRORS_MAX))
         .max_pending_accept_reset_streams(limit::STREAM_RESETS_MAX);

@@ -432,7 +432,7 @@ async fn by_key_of(
     key: ApiKey<'_>,
     user: &AgentId,
 ) -> Result<(Identity, By), Box<Stranger>> {
-    let hashed = gateway.keys.mac(key).await?;
+    let hashed = gateway.keys.mac(key, origin).await?;
     let judged = plan.trust.by_api_key(key, &hashed.mac, user, origin, gateway.now_s());
     let named = || Some(format!("agent `{user}` by the API key `{}`", key.id()));
     let identity = judged.map_err(|error| {

@@ -3,7 +3,7 @@
 //! The secret under which keys are hashed never comes here. Remembers the hashes of keys that proved
 //! valid, under a secret of this process, so that no table of presented keys exists in memory; and apart from them some of those
 //! that did not, so that a client with a wrong key doesn't ask each time. Whoever tries many secrets for one key waits for the turns
-//! of that key.
+//! of that key from there.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher as _, RandomState};
@@ -13,14 +13,14 @@ use aws_lc_rs::hmac;
 use clawgress_api::proto::MacApiKeyRequest;
 use clawgress_api::proto::keys_client::KeysClient;
 use clawgress_ebpf_common::DropReason;
-use clawgress_identity::{ApiKey, KEY_MAC_BYTES};
+use clawgress_identity::{ApiKey, KEY_MAC_BYTES, Origin};
 use parking_lot::Mutex;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use zeroize::Zeroize as _;
 
-use crate::limit;
 use crate::shared::{Shared, Turns};
+use crate::{accept, limit};
 
 type Mac = [u8; KEY_MAC_BYTES];
 
@@ -28,7 +28,7 @@ type Mac = [u8; KEY_MAC_BYTES];
 #[derive(Debug)]
 pub struct Keys {
     client: KeysClient<Channel>,
-    /// By the key that is claimed, of each a share.
+    /// By the key that is claimed, and by where it comes from, of each a share: who knows a key's id takes no turns of its owner.
     calls: Turns,
     cache_key: hmac::Key,
     cache: Mutex<Cache>,
@@ -78,23 +78,23 @@ impl Keys {
         })
     }
 
-    /// The keyed hash of `key`.
+    /// The keyed hash of `key`, which comes from there.
     ///
     /// # Errors
     /// [`DropReason::IdentityUnavailable`] if the keys role does not answer in time.
-    pub async fn mac(&self, key: ApiKey<'_>) -> Result<Hashed, DropReason> {
+    pub async fn mac(&self, key: ApiKey<'_>, from: Origin<'_>) -> Result<Hashed, DropReason> {
         let name = self.name(key);
         match self.known(&name) {
             Some((mac, age)) => Ok(Hashed { mac, name, is_known: age < limit::KEYS_CACHE / 2 }),
             // Boxed: most are known, and whoever serves would have room for the call in each request.
-            None => Box::pin(self.ask(key, name)).await,
+            None => Box::pin(self.ask(key, from, name)).await,
         }
     }
 
-    async fn ask(&self, key: ApiKey<'_>, name: Mac) -> Result<Hashed, DropReason> {
+    async fn ask(&self, key: ApiKey<'_>, from: Origin<'_>, name: Mac) -> Result<Hashed, DropReason> {
         let call = async {
-            let _turn =
-                self.calls.take(self.owner(key)).await.map_err(|_| tonic::Status::unavailable("closed"))?;
+            let turn = self.calls.take(self.asker(key, from)).await;
+            let _turn = turn.map_err(|_| tonic::Status::unavailable("closed"))?;
             // Another request of the same agent may have asked meanwhile: clients begin many streams at once.
             if let Some((mac, _)) = self.known(&name) {
                 return Ok(mac.to_vec());
@@ -125,10 +125,17 @@ impl Keys {
         known.map(|(mac, at)| (mac, at.elapsed())).filter(|(_, age)| *age < limit::KEYS_CACHE)
     }
 
-    /// Whose turns and room a key takes: those of the id that it claims.
+    /// Whose room a key takes: that of the id that it claims.
     fn owner(&self, key: ApiKey<'_>) -> u32 {
-        let [a, b, c, d, ..] = self.owners.hash_one(key.id()).to_be_bytes();
-        u32::from_be_bytes([a, b, c, d])
+        half(self.owners.hash_one(key.id()))
+    }
+
+    /// Whose turns a key takes: those of the id that it claims, from there.
+    fn asker(&self, key: ApiKey<'_>, from: Origin<'_>) -> u32 {
+        half(match from {
+            Origin::Agent(agent) => self.owners.hash_one((key.id(), agent)),
+            Origin::Address { address, .. } => self.owners.hash_one((key.id(), accept::source(address))),
+        })
     }
 
     /// Remembers the hash of a key that proved valid. Invalid keys are never remembered here, so nobody can push valid ones out
@@ -164,12 +171,17 @@ impl Keys {
     }
 }
 
+fn half(hash: u64) -> u32 {
+    let [a, b, c, d, ..] = hash.to_be_bytes();
+    u32::from_be_bytes([a, b, c, d])
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use clawgress_api::socket;
-    use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, Origin, TrustSnapshot};
+    use clawgress_identity::{Agent, AgentId, AgentState, ApiKeyRecord, TrustSnapshot};
 
     use super::*;
 
@@ -211,19 +223,43 @@ mod tests {
         TrustSnapshot::new([agent], (0..OTHERS).map(other).chain([record(id)]), [])
     }
 
+    /// Who knows a key's id and has a wrong secret waits for itself alone.
+    #[tokio::test]
+    async fn a_key_has_turns_from_wherever_it_comes() {
+        let directory = tempfile::tempdir().unwrap();
+        let keys = Keys::new(socket::channel(&directory.path().join("keys.sock")).unwrap()).unwrap();
+        let text = ApiKey::compose([9; 6], [2; 32]);
+        let key = ApiKey::parse(&text).unwrap();
+        let from = |n| Origin::Address { interface: None, address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)) };
+        let at_once = async |n| timeout(Duration::ZERO, keys.calls.take(keys.asker(key, from(n)))).await;
+        let mut held = Vec::new();
+        for _ in 0..limit::KEYS_CALLS_MAX / 8 {
+            held.push(at_once(1).await.expect("its own").unwrap());
+        }
+        assert!(at_once(1).await.is_err(), "no more of them");
+        assert!(at_once(2).await.is_ok());
+    }
+
     /// A key that proved valid asks nobody, and another is not taken for it. Prints what a request pays for its key then: the hash,
     /// the look-up and that it is remembered.
     #[tokio::test]
     async fn a_key_that_is_known_asks_nobody() {
+        let origin = Origin::Address { interface: None, address: IpAddr::V4(Ipv4Addr::LOCALHOST) };
         // Nobody listens there.
         let directory = tempfile::tempdir().unwrap();
         let keys = Keys::new(socket::channel(&directory.path().join("keys.sock")).unwrap()).unwrap();
         let (text, other) = (ApiKey::compose([9; 6], [2; 32]), ApiKey::compose([9; 6], [4; 32]));
         let (key, other) = (ApiKey::parse(&text).unwrap(), ApiKey::parse(&other).unwrap());
-        assert_eq!(keys.mac(key).await.map(|hashed| hashed.mac), Err(DropReason::IdentityUnavailable));
+        assert_eq!(
+            keys.mac(key, origin).await.map(|hashed| hashed.mac),
+            Err(DropReason::IdentityUnavailable)
+        );
         keys.remember(Hashed { mac: MAC, name: keys.name(key), is_known: false });
-        assert_eq!(keys.mac(key).await.map(|hashed| hashed.mac), Ok(MAC));
-        assert_eq!(keys.mac(other).await.map(|hashed| hashed.mac), Err(DropReason::IdentityUnavailable));
+        assert_eq!(keys.mac(key, origin).await.map(|hashed| hashed.mac), Ok(MAC));
+        assert_eq!(
+            keys.mac(other, origin).await.map(|hashed| hashed.mac),
+            Err(DropReason::IdentityUnavailable)
+        );
         // One that proved nobody neither, and it pushes out none that did, however many there are.
         let wrong = |n: u8| ApiKey::compose([9; 6], [n; 32]);
         for n in 5..=u8::MAX {
@@ -233,18 +269,17 @@ mod tests {
         }
         let text_of_last = wrong(u8::MAX);
         let last = ApiKey::parse(&text_of_last).unwrap();
-        assert_eq!(keys.mac(last).await.map(|hashed| hashed.mac), Ok([u8::MAX; KEY_MAC_BYTES]));
+        assert_eq!(keys.mac(last, origin).await.map(|hashed| hashed.mac), Ok([u8::MAX; KEY_MAC_BYTES]));
         assert!(keys.wrong.lock().len() <= limit::KEYS_WRONG_MAX / 8, "the share of one key");
-        assert_eq!(keys.mac(key).await.map(|hashed| hashed.mac), Ok(MAC));
+        assert_eq!(keys.mac(key, origin).await.map(|hashed| hashed.mac), Ok(MAC));
 
         let (trust, user): (_, AgentId) = (trust(key.id()), "web".parse().unwrap());
-        let origin = Origin::Address { interface: None, address: IpAddr::V4(Ipv4Addr::LOCALHOST) };
         let mut taken_ns = Vec::with_capacity(ROUNDS);
         for _ in 0..ROUNDS {
             let began = Instant::now();
             for _ in 0..ROUND {
                 let key = ApiKey::parse(&text).unwrap();
-                let hashed = keys.mac(key).await.unwrap();
+                let hashed = keys.mac(key, origin).await.unwrap();
                 trust.by_api_key(key, &hashed.mac, &user, origin, NOW_S).unwrap();
                 keys.remember(hashed);
             }

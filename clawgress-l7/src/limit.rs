@@ -93,15 +93,18 @@ pub const STREAM_TABLE_BYTES: u32 = 4096;
 /// Bytes of a stream's body that may be under way, and those of all streams of a connection: what is held of a client that
 /// nobody reads. Some hundred megabits a second from the other end of a continent.
 pub const STREAM_WINDOW: u32 = 128 * 1024;
-/// See [`STREAM_WINDOW`]. Several times as much: a stream whose server takes nothing fills its own window, and must not leave
-/// the others none. It is also the most that a connection makes this process hold so.
+/// See [`STREAM_WINDOW`]. Several times as much, and so it is where both are less (see [`windows`]): a stream whose server takes
+/// nothing fills its own window, and must not leave the others none. It is also the most that a connection makes this process hold so.
 pub const STREAMS_WINDOW: u32 = 16 * STREAM_WINDOW;
 /// What a source's connections of HTTP/2 may have under way together, about, and what an agent's connections to upstreams may: a new
 /// one gets its part of it for a window, if that is less than what is usual. With the thousands that one may have, the windows of all
 /// would be gigabytes.
 pub const WINDOWS_BYTES: u32 = 64 << 20;
-/// The least window that any gets: what HTTP/2 begins with (RFC 9113 section 6.9.2), some megabits a second from afar.
+/// The least window that a connection gets: what HTTP/2 begins with (RFC 9113 section 6.9.2), and none can be told to begin with less.
+/// Some megabits a second from afar.
 pub const WINDOW_LEAST: u32 = 65_535;
+/// So many streams share it at least, of which each could fill its own window alone.
+pub const WINDOW_STREAMS: u32 = 4;
 /// Bytes of an answer that wait for a client to take them, of each stream.
 pub const STREAM_SEND_BYTES: usize = 64 * 1024;
 /// Malformed streams, and those above [`STREAMS_MAX`], of a connection before it is closed: some clients begin many before they
@@ -129,7 +132,7 @@ pub const RETRY_BYTES: usize = 64 * 1024;
 pub const UPSTREAM_STREAMS_MAX: usize = 100;
 /// Bytes of an answer that may be under way, and those of all on a connection.
 pub const UPSTREAM_STREAM_WINDOW: u32 = 256 * 1024;
-/// See [`UPSTREAM_STREAM_WINDOW`]. Several times as much: an answer whose client takes nothing must not hold up the others.
+/// See [`UPSTREAM_STREAM_WINDOW`]. Several times as much, and so it is where both are less (see [`windows`]): an answer whose client takes nothing must not hold up the others.
 pub const UPSTREAM_WINDOW: u32 = 16 * UPSTREAM_STREAM_WINDOW;
 /// Most bytes of the head, or of the trailers, of a server's answer: no budget counts them. Several times what common servers
 /// send.
@@ -146,7 +149,7 @@ pub const TUNNEL_HALF_CLOSED: Duration = Duration::from_secs(300);
 pub const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// One source may hold this part of all connections, so that it can't lock the others out. A source is
-/// an IPv4 address or an IPv6 network of 64 bits, of which a host has all addresses (RFC 7421). What is on this machine, which may
+/// an IPv4 address or an IPv6 network of 64 bits, of which a host has all addresses (RFC 7421). What comes by loopback, which may
 /// be all that there is, leaves the others this part.
 pub const SOURCE_SHARE: usize = 4;
 /// For the datapath role to steer new connections to others, when this process drains.
@@ -195,7 +198,7 @@ pub const DNS_PAUSE: Duration = Duration::from_millis(50);
 
 /// For one question to the keys role.
 pub const KEYS_CALL: Duration = Duration::from_secs(2);
-/// Questions to the keys role at once; an eighth for each key that is claimed.
+/// Questions to the keys role at once; an eighth for each source of each key that is claimed.
 pub const KEYS_CALLS_MAX: usize = 64;
 /// How often the clock is asked whether a credential has expired at the latest. That the clock was set is noticed apart.
 pub const EXPIRY_LOOK: Duration = Duration::from_secs(60);
@@ -314,11 +317,13 @@ pub const QUOTA_SHORT_MAX: Duration = Duration::from_secs(1);
 /// Buckets of which this process holds units: what control has room for.
 pub const QUOTA_LEASES_MAX: usize = 100_000;
 
-/// The window of the next of `count` connections that is `usual` for one.
+/// The windows of a stream, and of all streams of the next of `count` connections, bytes, where so much is usual. With many it is
+/// less, and of the whole a stream never has more than a quarter: some that nobody reads leave the others the rest.
 #[must_use]
-pub fn window(usual: u32, count: usize) -> u32 {
+pub fn windows((of_stream, of_all): (u32, u32), count: usize) -> (u32, u32) {
     let part = WINDOWS_BYTES / u32::try_from(count.max(1)).unwrap_or(u32::MAX);
-    part.max(WINDOW_LEAST).min(usual)
+    let of_all = part.max(WINDOW_LEAST).min(of_all);
+    (of_stream.min(of_all / WINDOW_STREAMS), of_all)
 }
 
 #[cfg(test)]
@@ -328,12 +333,20 @@ mod tests {
     /// However many there are, the windows of all are no multiple of what is meant.
     #[test]
     fn windows_shrink_with_the_number_of_connections() {
-        assert_eq!(window(STREAMS_WINDOW, 0), STREAMS_WINDOW);
-        assert_eq!(window(STREAMS_WINDOW, 32), STREAMS_WINDOW);
-        assert_eq!(window(STREAMS_WINDOW, 64), STREAMS_WINDOW / 2);
-        assert_eq!(window(STREAM_WINDOW, 64), STREAM_WINDOW);
-        assert_eq!(window(STREAM_WINDOW, usize::MAX), WINDOW_LEAST);
-        let all: u64 = (1..=5000).map(|n| u64::from(window(UPSTREAM_WINDOW, n))).sum();
+        const CLIENTS: (u32, u32) = (STREAM_WINDOW, STREAMS_WINDOW);
+        const UPSTREAMS: (u32, u32) = (UPSTREAM_STREAM_WINDOW, UPSTREAM_WINDOW);
+        assert_eq!(windows(CLIENTS, 0), CLIENTS);
+        assert_eq!(windows(CLIENTS, 32), CLIENTS);
+        assert_eq!(windows(CLIENTS, 64), (STREAM_WINDOW, STREAMS_WINDOW / 2));
+        assert_eq!(windows(CLIENTS, 256), (STREAM_WINDOW / 2, STREAMS_WINDOW / 8));
+        assert_eq!(windows(CLIENTS, usize::MAX), (WINDOW_LEAST / 4, WINDOW_LEAST));
+        for (usual, n) in
+            [CLIENTS, UPSTREAMS].into_iter().flat_map(|usual| (0..5000).map(move |n| (usual, n)))
+        {
+            let (of_stream, of_all) = windows(usual, n);
+            assert!(of_stream * 4 <= of_all && of_stream >= WINDOW_LEAST / 4, "{of_stream} of {of_all}");
+        }
+        let all: u64 = (1..=5000).map(|n| u64::from(windows(UPSTREAMS, n).1)).sum();
         let usual = 5000 * u64::from(UPSTREAM_WINDOW);
         assert!(all < 10 * u64::from(WINDOWS_BYTES) && all * 30 < usual, "{all} of {usual}");
     }

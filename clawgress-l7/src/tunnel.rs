@@ -153,7 +153,8 @@ where
     (sent, received, stopped)
 }
 
-/// Has a connection end by a reset once it is dropped, with all that its peer has not taken.
+/// Has a connection end by a reset once it is dropped, with all that its peer has not taken. A Unix socket knows none: where the
+/// upstream is within the TLS of a parent, who carries it there sees that it was dropped, and resets the parent's connection.
 pub fn reset_on_drop(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }

@@ -22,6 +22,9 @@ const FINDING_PART: u32 = 8;
 /// Types that clients ask for to reach hosts and services: A, NS, CNAME, SOA, PTR, MX, AAAA, SRV, SVCB, HTTPS, CAA.
 const COMMON: [u16; 11] = [1, 2, 5, 6, 12, 15, 28, 33, 64, 65, 257];
 
+/// A question for addresses.
+const KIND_A: u16 = 1;
+
 /// Most of each in a minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -66,6 +69,8 @@ pub struct Watch {
     uncommon: u32,
     bytes: u64,
     told: BTreeSet<Finding>,
+    /// What was told of names that are resolved for others than those who ask by DNS.
+    told_of_resolved: BTreeSet<Finding>,
 }
 
 // === impl Finding ===
@@ -89,6 +94,30 @@ impl Watch {
     /// Takes note of a question for `name` (in lower case, without the last dot) of `bytes` bytes at `now_s`.
     pub fn asked(&mut self, now_s: i64, name: &str, kind: u16, bytes: usize, limits: &Limits) -> Noted {
         self.turn(now_s);
+        let mut told = std::mem::take(&mut self.told);
+        let noted = self.count(name, kind, bytes, limits, &mut told);
+        self.told = told;
+        noted
+    }
+
+    /// Takes note that `name` is resolved for who names it elsewhere than in a question. It counts as one for its addresses, and what
+    /// that looks like is found again of the next question.
+    pub fn resolved(&mut self, now_s: i64, name: &str, limits: &Limits) -> Noted {
+        self.turn(now_s);
+        let mut told = std::mem::take(&mut self.told_of_resolved);
+        let noted = self.count(name, KIND_A, name.len(), limits, &mut told);
+        self.told_of_resolved = told;
+        noted
+    }
+
+    fn count(
+        &mut self,
+        name: &str,
+        kind: u16,
+        bytes: usize,
+        limits: &Limits,
+        told: &mut BTreeSet<Finding>,
+    ) -> Noted {
         self.bytes = self.bytes.saturating_add(bytes as u64);
         let of_parent = self.name(name, limits);
         if !COMMON.contains(&kind) {
@@ -107,7 +136,7 @@ impl Watch {
         let mut noted = Noted::default();
         for (finding, count, cap) in counts {
             let suspicious = cap.unwrap_or(u64::from(limits.names_max)) / u64::from(FINDING_PART);
-            if count > suspicious.max(1) && self.told.insert(finding) {
+            if count > suspicious.max(1) && told.insert(finding) {
                 noted.found.push(finding);
             }
             if cap.is_some_and(|cap| count > cap) {

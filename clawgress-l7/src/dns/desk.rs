@@ -162,14 +162,18 @@ impl Desk {
     }
 
     /// Takes note that a name which an agent names elsewhere (in CONNECT, a request, a hello) is resolved for it, which tells that
-    /// name as a question of its own would: such names count with those that it asks for.
+    /// name as a question of its own would: such names count with those that it asks for. If more agents ask than there is room for,
+    /// they count together with what nobody asks.
     ///
     /// # Errors
-    /// [`DropReason::DnsCapped`] if they are too many; [`DropReason::Overloaded`] if more agents ask than there is room for.
+    /// [`DropReason::DnsCapped`] if they are too many.
     pub fn resolves(&self, agent: u32, now: Instant, now_s: i64, name: &str) -> Result<(), DropReason> {
         let mut book = self.book.lock();
-        let asking = book.asking(agent, now, now_s, self.pace).ok_or(DropReason::Overloaded)?;
-        let noted = asking.watch.asked(now_s, name, RecordType::A.into(), name.len(), &self.limits);
+        let asking = match book.asking(agent, now, now_s, self.pace) {
+            Some(asking) => asking,
+            None => book.agents.entry(0).or_insert_with(|| Asking::new(now, self.pace)),
+        };
+        let noted = asking.watch.resolved(now_s, name, &self.limits);
         drop(book);
         for finding in noted.found {
             tracing::warn!(
@@ -238,14 +242,17 @@ impl Book {
                 return None;
             }
         }
-        let fresh = || Asking { running: 0, watch: Watch::default(), tokens: pace.1, reckoned: now };
-        Some(agents.entry(agent).or_insert_with(fresh))
+        Some(agents.entry(agent).or_insert_with(|| Asking::new(now, pace)))
     }
 }
 
 // === impl Asking ===
 
 impl Asking {
+    fn new(now: Instant, (_, burst): (f64, f64)) -> Self {
+        Asking { running: 0, watch: Watch::default(), tokens: burst, reckoned: now }
+    }
+
     /// Whether nothing of it counts any more.
     fn is_idle(&self, now: Instant, now_s: i64, (rate, burst): (f64, f64)) -> bool {
         let passed = now.saturating_duration_since(self.reckoned);
@@ -313,6 +320,35 @@ mod tests {
         assert_eq!(desk.begin(0, now, 0).err(), Some(DropReason::Overloaded), "all asked in this minute");
         assert!(desk.begin(0, now, 60).is_ok(), "those that asked nothing since are forgotten");
         assert_eq!(desk.book.lock().agents.len(), 2, "but for whose questions are under way");
+    }
+
+    /// Names that are named elsewhere are not denied for want of room, and are counted nevertheless.
+    #[tokio::test]
+    async fn where_there_is_no_room_names_are_counted_as_nobodys() {
+        let (desk, now) = (desk(), Instant::now());
+        let most = u32::try_from(limit::DNS_AGENTS_MAX).expect("number");
+        for agent in 1..=most {
+            desk.resolves(agent, now, 0, "a.test").expect("room");
+        }
+        for n in 0..desk.limits.names_max {
+            let (agent, name) = (most + 1 + n, format!("n{n}.zone.test"));
+            assert_eq!(desk.resolves(agent, now, 0, &name), Ok(()), "{n}");
+        }
+        let over = desk.resolves(most + 1, now, 0, "more.zone.test");
+        assert_eq!(over, Err(DropReason::DnsCapped));
+        assert!(desk.book.lock().agents.len() <= limit::DNS_AGENTS_MAX + 1);
+    }
+
+    /// What a name in CONNECT looks like is found of a question, too, which is recorded with it.
+    #[tokio::test]
+    async fn names_that_are_named_elsewhere_leave_the_finding_to_a_question() {
+        let (desk, now) = (desk(), Instant::now());
+        for n in 0..desk.limits.names_max {
+            desk.resolves(1, now, 0, &format!("n{n}.zone.test")).expect("not too many");
+        }
+        let running = desk.begin(1, now, 0).expect("room");
+        let noted = running.asked(&desk, 0, "n0.zone.test", 1, 30);
+        assert_eq!(noted.found.iter().map(|found| found.name()).collect::<Vec<_>>(), ["dns_tunnel_names"]);
     }
 
     #[tokio::test]

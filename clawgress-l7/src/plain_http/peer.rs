@@ -37,8 +37,9 @@ pub fn of(gateway: &Arc<Gateway>, keys: &RandomState, context: &mut Context) -> 
     options.max_h2_streams = limit::UPSTREAM_STREAMS_MAX;
     // With all that the agent has under way: as many connections at most.
     let count = gateway.slots.taken(agent);
-    options.h2_stream_window_size = Some(limit::window(limit::UPSTREAM_STREAM_WINDOW, count));
-    options.h2_connection_window_size = Some(limit::window(limit::UPSTREAM_WINDOW, count));
+    let (of_stream, of_all) = limit::windows((limit::UPSTREAM_STREAM_WINDOW, limit::UPSTREAM_WINDOW), count);
+    options.h2_stream_window_size = Some(of_stream);
+    options.h2_connection_window_size = Some(of_all);
     options.h2_ping_interval = Some(limit::UPSTREAM_PING);
     options.ca = granted.ca(gateway);
     // Each has a bound of its own, which says why it failed: these are for what has none.

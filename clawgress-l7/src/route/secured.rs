@@ -7,11 +7,13 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::pin::pin;
+use std::slice::from_mut;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result};
 use pingora_core::protocols::l4::stream::Stream;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Interest, split};
@@ -89,6 +91,14 @@ impl Gone {
         UnixStream::from_std(other).map(Gone)
     }
 
+    /// Whether it is so now. So it is, too, where both directions were shut.
+    fn is_so(&self) -> bool {
+        let mut asked = PollFd::new(&self.0, PollFlags::empty());
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        // What can't be asked is taken for a cut: nothing must pass for whole that is not.
+        poll(from_mut(&mut asked), Some(&at_once)).is_err() || asked.revents().contains(PollFlags::HUP)
+    }
+
     async fn wait(&self) {
         while let Ok(ready) = self.0.ready(Interest::WRITABLE).await {
             if ready.is_write_closed() {
@@ -141,14 +151,21 @@ impl From<Leg> for Stream {
 
 /// Carries what passes until both sides have ended, or until nobody has the other end any more: whoever had it bounds how long this
 /// takes, also while the parent takes nothing. Where the parent had not ended by then, it was cut, or failed: what is under way is
-/// dropped, and the parent sees a reset. Where it had, the last bytes have a moment.
+/// dropped, and the parent sees a reset. Where it had, that may be how a whole tunnel ends: the last bytes have a moment to be taken
+/// from here, and the end that follows them what any write has.
 async fn carry(stream: TlsStream<TcpStream>, own: UnixStream) {
     let Ok(gone) = Gone::of(&own) else { return };
     let (mut from_parent, mut to_parent) = split(stream);
     let (mut from_here, mut to_here) = own.into_split();
     let (ended, has_ended) = (CancellationToken::new(), AtomicBool::new(false));
+    let is_sent = CancellationToken::new();
     let up = async {
         let _ = copy(&mut from_here, &mut to_parent, &CancellationToken::new()).await;
+        if !has_ended.load(Ordering::Relaxed) && gone.is_so() {
+            // A cut, which who waits for it has not seen yet. No end must be told before.
+            return std::future::pending().await;
+        }
+        is_sent.cancel();
         let _ = timeout(limit::CLIENT_WRITE, to_parent.shutdown()).await;
         ended.cancel();
     };
@@ -162,7 +179,16 @@ async fn carry(stream: TlsStream<TcpStream>, own: UnixStream) {
         tokio::select! {
             biased;
             () = gone.wait() => {
-                has_ended.load(Ordering::Relaxed) && timeout(limit::CUT_GRACE, both).await.is_ok()
+                let grace = async {
+                    let _ = timeout(limit::CUT_GRACE, is_sent.cancelled()).await;
+                    if is_sent.is_cancelled() {
+                        tokio::time::sleep(limit::CLIENT_WRITE).await;
+                    }
+                };
+                has_ended.load(Ordering::Relaxed) && tokio::select! {
+                    _ = &mut both => true,
+                    () = grace => false,
+                }
             }
             _ = &mut both => true,
         }

@@ -82,9 +82,12 @@ async fn a_parent_that_takes_nothing_holds_nothing_after_a_cut() {
     drop(given);
     // Its connection is gone, and not whole, without a byte being read there.
     let (tcp, _) = parent.get_ref();
-    while tcp.take_error().expect("asked").is_none() {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    let failed = async {
+        while tcp.take_error().expect("asked").is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    timeout(std::time::Duration::from_secs(60), failed).await.expect("it is reset");
 }
 
 #[tokio::test]
@@ -94,4 +97,19 @@ async fn a_cut_is_no_end() {
     drop(given);
     let (_, ended) = read_all(parent).await;
     assert!(ended.is_err(), "the parent must not take it for whole");
+}
+
+/// Also where something moved just before, as the end of what is carried is looked for no more often than that.
+#[tokio::test]
+async fn a_cut_in_the_middle_of_things_is_no_end() {
+    for _ in 0..50 {
+        let (mut given, parent) = within().await;
+        let reading = tokio::spawn(read_all(parent));
+        given.write_all(b"half a thing").await.expect("sent");
+        tokio::time::sleep(limit::PARENT_LOOK / 3).await;
+        given.write_all(b", and more").await.expect("sent");
+        drop(given);
+        let (_, ended) = reading.await.expect("read");
+        assert!(ended.is_err(), "the parent must not take it for whole");
+    }
 }
