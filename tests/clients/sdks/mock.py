@@ -1,5 +1,5 @@
 """Models' APIs as their providers have them: `mock.py HOST PORT`. Each answers 11 tokens of prompt with 7, in its own dialect:
-Anthropic's messages, Gemini, Cohere's chat, Bedrock's converse, and OpenAI's chat, which Mistral's is.
+Anthropic's messages, Gemini, Cohere's chat, Bedrock's converse, OpenAI's responses, and its chat, which Mistral's is.
 
 A prompt with `tool` in it is answered by a call of the tool `look_up`; one with `fail`, `busy` or `broken`, by an error of 400,
 429 or 500; one with `slow` stops after its first text, until the client leaves."""
@@ -134,6 +134,39 @@ def openai(tool: bool, stream: bool, told: bool, at_end: bool):
     return [sse(chunk) for chunk in chunks] + [sse("[DONE]")]
 
 
+def responses(tool: bool, stream: bool):
+    usage = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
+    usage |= {"input_tokens_details": {"cached_tokens": 4}, "output_tokens_details": {"reasoning_tokens": 3}}
+    part = {"type": "output_text", "text": "".join(TEXT), "annotations": []}
+    if tool:
+        item = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "look_up"}
+        whole, empty = item | {"arguments": json.dumps(ARGUMENTS)}, item | {"arguments": ""}
+    else:
+        item = {"type": "message", "id": "msg_1", "role": "assistant"}
+        whole, empty = item | {"content": [part]}, item | {"content": []}
+    about = {"id": "resp_1", "object": "response", "created_at": 1, "model": "mock-1", "tools": [], "tool_choice": "auto"}
+    about |= {"parallel_tool_calls": True}
+    done = about | {"status": "completed", "output": [whole | {"status": "completed"}], "usage": usage}
+    if not stream:
+        return done
+    begun = about | {"status": "in_progress", "output": [], "usage": None}
+    at = {"item_id": item["id"], "output_index": 0}
+    events = [{"type": "response.created", "response": begun}, {"type": "response.in_progress", "response": begun}]
+    events += [{"type": "response.output_item.added", "output_index": 0, "item": empty | {"status": "in_progress"}}]
+    if tool:
+        events += [at | {"type": "response.function_call_arguments.delta", "delta": json.dumps(ARGUMENTS)}]
+        events += [at | {"type": "response.function_call_arguments.done", "arguments": json.dumps(ARGUMENTS)}]
+    else:
+        at |= {"content_index": 0}
+        events += [at | {"type": "response.content_part.added", "part": part | {"text": ""}}]
+        events += [at | {"type": "response.output_text.delta", "delta": text} for text in TEXT]
+        events += [at | {"type": "response.output_text.done", "text": "".join(TEXT)}]
+        events += [at | {"type": "response.content_part.done", "part": part}]
+    events += [{"type": "response.output_item.done", "output_index": 0, "item": whole | {"status": "completed"}}]
+    events += [{"type": "response.completed", "response": done}]
+    return [sse(event | {"sequence_number": n}, event["type"]) for n, event in enumerate(events)]
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -177,6 +210,8 @@ class Handler(BaseHTTPRequestHandler):
             answer = converse(tool, stream)
         elif "enerateContent" in path:
             answer = gemini(tool, stream)
+        elif path.endswith("/responses"):
+            answer = responses(tool, stream)
         else:
             told = asked.get("stream_options", {}).get("include_usage", False)
             answer = openai(tool, stream, told, "mistral" in self.headers.get("User-Agent", ""))
@@ -187,11 +222,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
+        # The piece that ends with the first text.
+        first = 1 if "enerateContent" in path else 4 if path.endswith("/responses") else 2
         for n, piece in enumerate(answer):
             self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
             self.wfile.flush()
             # Gemini's answers are text from the first on, and the last of them tells usage.
-            if "be slow" in text and n == (1 if "enerateContent" in path else 2):
+            if "be slow" in text and n == first:
                 # Until the client leaves, or whoever is between.
                 self.connection.settimeout(30)
                 self.connection.recv(1)

@@ -224,7 +224,62 @@ def langchain() -> None:
     left(model().stream(SLOW))
 
 
+def openai_client():
+    from openai import OpenAI
+
+    return OpenAI(base_url=base, api_key=key, max_retries=0, timeout=15)
+
+
+def chat() -> None:
+    client = openai_client()
+    tools = [{"type": "function", "function": {"name": "look_up", "description": "looks", "parameters": LOOK_UP}}]
+    def asked(text: str, model: str = "mock-1", **more) -> dict:
+        more |= {"tools": tools} if text == TOOL else {}
+        return {"model": model, "messages": [{"role": "user", "content": text}]} | more
+    def usage(of) -> tuple:
+        return (of.prompt_tokens, of.completion_tokens)
+    whole = client.chat.completions.create(**asked(ASK))
+    told("whole", whole.choices[0].message.content, usage(whole.usage))
+    for what, prompt in [("stream", ASK), ("tool", TOOL)]:
+        text, tokens, name = "", None, None
+        for chunk in client.chat.completions.create(**asked(prompt, stream=True, stream_options={"include_usage": True})):
+            tokens = usage(chunk.usage) if chunk.usage else tokens
+            for choice in chunk.choices:
+                text += choice.delta.content or ""
+                for call in choice.delta.tool_calls or []:
+                    name = name or call.function.name
+                    text += call.function.arguments or ""
+        told(what, [name, json.loads(text)] if name else text, tokens)
+    failed(lambda text: client.chat.completions.create(**asked(text)))
+    tried("denied", lambda: client.chat.completions.create(**asked(ASK, "mock-2")))
+    left(client.chat.completions.create(**asked(SLOW, stream=True)))
+
+
+def responses() -> None:
+    client = openai_client()
+    tools = [{"type": "function", "name": "look_up", "description": "looks", "parameters": LOOK_UP, "strict": False}]
+    def asked(text: str, model: str = "mock-1", **more) -> dict:
+        more |= {"tools": tools} if text == TOOL else {}
+        return {"model": model, "input": text} | more
+    def usage(of) -> tuple:
+        return (of.input_tokens, of.output_tokens)
+    whole = client.responses.create(**asked(ASK))
+    told("whole", whole.output_text, usage(whole.usage))
+    for what, prompt in [("stream", ASK), ("tool", TOOL)]:
+        text, last = "", None
+        for event in client.responses.create(**asked(prompt, stream=True)):
+            text += event.delta if event.type.endswith(".delta") else ""
+            last = event.response if event.type == "response.completed" else last
+        call = last.output[0] if last.output[0].type == "function_call" else None
+        told(what, [call.name, json.loads(text)] if call else text, usage(last.usage))
+    failed(lambda text: client.responses.create(**asked(text)))
+    tried("denied", lambda: client.responses.create(**asked(ASK, "mock-2")))
+    left(client.responses.create(**asked(SLOW, stream=True)), lambda event: event.type.endswith(".delta"))
+
+
 {
+    "openai": chat,
+    "openai-responses": responses,
     "anthropic": anthropic,
     "google-genai": google,
     "cohere": cohere,

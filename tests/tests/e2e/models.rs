@@ -26,7 +26,9 @@ permit (principal in Team::"research", action == Action::"llm", resource == Mode
 "#;
 
 /// Each SDK, what its base URL ends in, and what is called by it.
-const SDKS: [(&str, &str, &str); 7] = [
+const SDKS: [(&str, &str, &str); 9] = [
+    ("openai", "/v1", "chat_completions"),
+    ("openai-responses", "/v1", "responses"),
     ("anthropic", "", "messages"),
     ("google-genai", "", "generate_content"),
     ("cohere", "", "cohere_chat"),
@@ -44,7 +46,7 @@ const PRICES: &str = "lab\t^mock-1\t-\t0\t3000000\t300000\t-\t15000000\t20000000
 /// of 7 reasoning, of Gemini's 4 cached.
 fn cost(surface: &str) -> u64 {
     let (cached, reasoning) = match surface {
-        "chat_completions" => (4, 3),
+        "chat_completions" | "responses" => (4, 3),
         "generate_content" => (4, 0),
         _ => (0, 0),
     };
@@ -172,7 +174,9 @@ fn sdks_of_providers_are_governed_and_counted() {
         let url = base(suffix);
         check(&site, sdk, &[&*python, &script, sdk, &url, &site.assistant_key]);
     }
-    for surface in ["generate_content", "cohere_chat", "converse", "messages", "chat_completions"] {
+    for surface in
+        ["generate_content", "cohere_chat", "converse", "messages", "responses", "chat_completions"]
+    {
         are_counted(&site, surface, SDKS.iter().filter(|(_, _, of)| *of == surface).count());
     }
     let denied = record(&site, "the model that is denied", |r| {

@@ -195,8 +195,9 @@ impl Said {
             P::Root | P::Message | P::Part | P::Candidate | P::References => match name {
                 _ if is_turn(name) => Some(P::Part),
                 _ if is_calls(name) => Some(P::Call),
-                _ if outer == P::Root && is_wrap(name) => Some(P::Root),
-                "results" if outer == P::Root => Some(P::Part),
+                // What wraps a document may itself be a message, or a part of one.
+                _ if outer != P::References && is_wrap(name) => Some(P::Root),
+                "results" if outer != P::References => Some(P::Part),
                 "name" => self.is_call.then_some(P::Name),
                 _ => None,
             },

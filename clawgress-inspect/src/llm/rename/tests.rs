@@ -356,6 +356,25 @@ fn document() -> impl Strategy<Value = String> {
     })
 }
 
+/// Counter-examples of the property below.
+#[test]
+fn who_reads_what_is_wrapped_sees_the_clients_names() {
+    for came in [
+        r#"{"message":{"results":{"choices":{"type":"tool_use","name":"run_command"}}}}"#,
+        r#"{"delta":{"results":[{"type":"tool_use","name":"run_command"}]}}"#,
+        r#"{"message":{"response":{"item":{"type":"function_call","name":"run_command"}}}}"#,
+        r#"{"message":{"x_groq":{"tool_calls":[{"function":{"name":"run_command"}}]}}}"#,
+    ] {
+        let (got, _) = read(Format::Json, &[came.as_bytes()]).expect("changed");
+        let mut reader = Reader::new(Format::Json).following_calls(1 << 20, Following::Told, true);
+        reader.push(got.as_bytes());
+        reader.close();
+        let calls = reader.take_calls().unwrap_or_default();
+        assert!(calls.iter().all(|call| call.name != "run_command"), "{got} {calls:?}");
+        assert!(!reader.finish().tools.contains(&"run_command".to_owned()), "{got}");
+    }
+}
+
 proptest! {
     /// What reads an answer finds no name of the model's where names were changed back.
     #[test]
