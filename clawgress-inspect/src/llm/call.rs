@@ -1,6 +1,6 @@
 //! What a request to a model says, and why that can't be known. Must never hold a text that it shows.
 
-use super::{Attachments, Role, Surface};
+use super::{Attachments, Role, Surface, Told};
 
 /// Why what a request asks for can't be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,8 +100,9 @@ pub struct Shape {
     pub inputs: bool,
     pub inputs_text: bool,
     pub parameters: bool,
-    /// `prompt`.
+    /// `prompt`; and whether that is an object, as nobody has it who runs one model.
     pub prompt: bool,
+    pub prompt_object: bool,
     /// What only servers of one model take, each in its own dialect: `sampling_params` of SGLang, what llama.cpp is to fill in.
     pub bare: bool,
     /// Another single text, which others than calls have as well.
@@ -146,9 +147,10 @@ impl Shape {
 
     /// Whether it has what a call has at a path that [tells](super::route::tells) so, though it names no model.
     #[must_use]
-    pub fn is_call_there(self) -> bool {
-        let is_bare = self.capped || self.bare;
-        self.messages || self.contents_field || self.input || self.inputs || self.prompt || is_bare
+    pub fn is_call_there(self, told: Told) -> bool {
+        let is_text = self.prompt && !self.prompt_object || self.inputs_text;
+        let has_more = || self.contents_field || self.input || self.inputs || self.prompt;
+        self.messages || is_text || self.capped || self.bare || told == Told::Surely && has_more()
     }
 
     /// Whether it has the fields of other surfaces, and not those of this one.

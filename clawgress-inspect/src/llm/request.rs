@@ -236,6 +236,7 @@ impl Request {
             (place, error) = (Node::Skip, Some(CallError::Type));
         }
         self.call.is_partial |= place == Node::Remote;
+        self.call.shape.prompt_object |= is_object && place == Node::Prompt && self.frames.len() == 1;
         let node = place.opened(is_object);
         let outer = self.frames.last().map_or(Role::Unknown, |frame| frame.role);
         let defines = self.defines(place);

@@ -296,10 +296,19 @@ pub fn route(servers: &[Server], target: &Target<'_>) -> Option<Route> {
     Some(route)
 }
 
-/// Whether a path is one that only servers of models have, whoever they are: what is sent there in a call's shape is a call, also
+/// What a path tells of who is asked, whoever it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// A server of models: no other has such a path.
+    Surely,
+    /// Its last word is one of such servers', and of others.
+    Perhaps,
+}
+
+/// Whether a path is one that servers of models have, whoever they are: what is sent there in a call's shape is a call, also
 /// where it names no model, since a server may run but one.
 #[must_use]
-pub fn tells(path: &str) -> bool {
+pub fn tells(path: &str) -> Option<Told> {
     let lower: Vec<String> = path
         .split('/')
         .filter(|segment| !segment.is_empty())
@@ -307,20 +316,22 @@ pub fn tells(path: &str) -> bool {
         .collect();
     let words: Vec<&str> = lower.iter().map(String::as_str).collect();
     if let Some((_, verb)) = words.last().and_then(|last| last.rsplit_once(':')) {
-        return matches!(
+        let is_one = matches!(
             verb,
             "generatecontent" | "streamgeneratecontent" | "counttokens" | "rawpredict" | "streamrawpredict"
         );
+        return is_one.then_some(Told::Surely);
     }
-    matches!(
-        words[..],
+    match words[..] {
         [.., "chat", "completions"]
-            | [.., "v1", "completions" | "messages" | "responses" | "embeddings" | "rerank"]
-            | [.., "v1", "messages", "count_tokens"]
-            | [.., "completion" | "completions" | "infill"]
-            | [.., "generate" | "generate_stream"]
-            | [.., "model", _, "converse" | "converse-stream" | "invoke" | "invoke-with-response-stream"]
-    )
+        | [.., "v1", "completions" | "messages" | "responses" | "embeddings" | "rerank"]
+        | [.., "v1", "messages", "count_tokens"]
+        | [.., "model", _, "converse" | "converse-stream" | "invoke" | "invoke-with-response-stream"] => {
+            Some(Told::Surely)
+        }
+        [.., "completion" | "completions" | "infill" | "generate" | "generate_stream"] => Some(Told::Perhaps),
+        _ => None,
+    }
 }
 
 /// What a path says of the model in other places than its end.

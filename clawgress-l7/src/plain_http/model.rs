@@ -100,8 +100,8 @@ pub struct Facts {
 pub struct Calling {
     /// Where it goes, if that is to a provider or a server that is named.
     pub route: Option<Route>,
-    /// Whether its path is one that only servers of models have.
-    is_told: bool,
+    /// What its path tells of who is asked.
+    told: Option<llm::Told>,
     /// Who needs to know.
     pub need: PayloadNeed,
     /// Whether it opens a conversation whose first message names the model: that is the call, and nothing goes on before it is
@@ -173,7 +173,7 @@ impl Calls {
         let route = self.route(admitted, is_upgrade, has_body);
         (route.is_some() || has_body).then(|| Calling {
             route,
-            is_told: llm::tells(&admitted.path),
+            told: llm::tells(&admitted.path),
             need,
             opens: self.converses(admitted) == Some(Dialect::Live),
             prices: self.prices.now(),
@@ -283,7 +283,8 @@ impl Calling {
     /// Whether it is one of a call by where it goes, or by what was read of it.
     #[must_use]
     pub fn takes(&self, call: &Request) -> bool {
-        self.is_read() || call.is_call() || self.is_told && call.call().shape.is_call_there()
+        let is_there = |told| call.call().shape.is_call_there(told);
+        self.is_read() || call.is_call() || self.told.is_some_and(is_there)
     }
 
     /// What its body is read for, if it is one of a call that is known.
