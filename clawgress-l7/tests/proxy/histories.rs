@@ -1,7 +1,6 @@
 //! What an agent did before, where policy asks for it.
 
 use clawgress_policy::history::{Counts, History};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{Gateway, Options, PATIENCE, POLICY};
 use crate::upstream::Upstream;
@@ -65,15 +64,7 @@ async fn it_is_asked_for_each_request_and_only_where_policy_asks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_under_way_is_judged_by_it_once_policy_asks() {
     let gateway = Gateway::start(Options::default()).await;
-    // Behind a hello, a client goes on once its server has said something.
-    let upstream = Upstream::start("127.1.0.1", None, |mut stream, seen| async move {
-        let mut buffer = [0; 4096];
-        while let Ok(n @ 1..) = stream.read(&mut buffer).await {
-            seen.bytes.lock().extend(&buffer[..n]);
-            let _ = stream.write_all(b"said").await;
-        }
-    })
-    .await;
+    let upstream = Upstream::teller("127.1.0.1").await;
     let target = format!("api.allowed.test:{}", upstream.address.port());
     let first = |id: &str| {
         format!(

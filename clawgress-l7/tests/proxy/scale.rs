@@ -125,7 +125,7 @@ async fn many_tunnels_and_kept_connections_are_idle_at_once() {
     let more = format!("agent_connections_max = {most}\nthreads = 2\n");
     let options = Options { connections_max: most * 2, more, apart: true, ..Options::default() };
     let gateway = Gateway::start(options).await;
-    let (sink, http) = (Upstream::sink("127.1.0.1").await, Upstream::http("127.1.0.1").await);
+    let (sink, http) = (Upstream::teller("127.1.0.1").await, Upstream::http("127.1.0.1").await);
     let target = format!("api.allowed.test:{}", sink.address.port());
     let host = format!("api.allowed.test:{}", http.address.port());
     let request = format!("GET http://{host}/x HTTP/1.1\r\nHost: {host}\r\n{}\r\n", gateway.web());

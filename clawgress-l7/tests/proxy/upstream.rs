@@ -91,6 +91,18 @@ impl Upstream {
         .await
     }
 
+    /// Notes bytes, and says something of each piece of them: behind a hello, a client goes on once its server has said something.
+    pub async fn teller(ip: &str) -> Upstream {
+        Upstream::start(ip, None, |mut stream, seen| async move {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = stream.read(&mut buffer).await {
+                seen.bytes.lock().extend(&buffer[..n]);
+                let _ = stream.write_all(b"said").await;
+            }
+        })
+        .await
+    }
+
     /// An HTTP/1.1 server; what it answers depends on the path.
     pub async fn http(ip: &str) -> Upstream {
         Upstream::start(ip, None, |stream, seen| async move {
