@@ -16,6 +16,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+/// Control reads each record into many small pieces, and lets them go on another thread.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The Clawgress agent daemon.
 #[derive(Parser)]
 #[command(name = "clawgress-agent", version, about)]

@@ -181,11 +181,10 @@ async fn prospect(
     let gateway = &serving.gateway;
     let deny = |reason| Ruling::deny("tunnel", reason);
     let plan = gateway.snapshots.current().map_err(deny)?;
-    if let Ok(Some(bound)) = identify::bound(&plan, connection) {
-        exchange.agent(&bound, &plan);
-    }
+    let bound = identify::bound(&plan, connection).map_err(deny)?;
+    bound.iter().for_each(|bound| exchange.agent(bound, &plan));
     let credential = asked.credential.as_ref().map(|c| c.as_slice());
-    let who = identify::identify(gateway, &plan, connection, credential).await;
+    let who = identify::identify(gateway, &plan, connection, bound, credential).await;
     let who = who.map_err(|stranger| deny(exchange.stranger(*stranger)))?;
     exchange.agent(&who, &plan);
     exchange.occupy(gateway, &who).map_err(deny)?;

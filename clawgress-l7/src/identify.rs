@@ -296,8 +296,8 @@ pub fn bound(plan: &Plan, connection: &Connection) -> Result<Option<Who>, DropRe
     Ok(Some(who.seen_by(plan, connection)))
 }
 
-/// Who it is, given the value of `Proxy-Authorization` in an explicit proxy's request. Whatever is presented has to
-/// prove an agent, and all of it the same.
+/// Who it is, given whom its source is [bound] to, and the value of `Proxy-Authorization` in an explicit proxy's request. Whatever is
+/// presented has to prove an agent, and all of it the same.
 ///
 /// # Errors
 /// The reason why it is nobody.
@@ -305,9 +305,9 @@ pub async fn identify(
     gateway: &Gateway,
     plan: &Plan,
     connection: &Connection,
+    bound: Option<Who>,
     credential: Option<&[u8]>,
 ) -> Result<Who, Box<Stranger>> {
-    let bound = bound(plan, connection)?;
     let credential = credential.filter(|_| connection.is_explicit());
     let certificate = connection.certificate.as_ref();
     match (bound, credential, certificate) {

@@ -101,7 +101,8 @@ async fn introduced(
     let gateway = &serving.gateway;
     let plan = gateway.snapshots.current().map_err(wrong)?;
     // Judged once more with the request, as every one is: here the client is told what is wrong with its credential.
-    let who = identify::identify(gateway, &plan, connection, Some(&value)).await;
+    let bound = identify::bound(&plan, connection).map_err(wrong)?;
+    let who = identify::identify(gateway, &plan, connection, bound, Some(&value)).await;
     let who = who.map_err(|stranger| wrong(begun.exchange.stranger(*stranger)))?;
     begun.exchange.agent(&who, &plan);
     say(begun, &socks5::login_answer(true)).await.map_err(silent)?;

@@ -190,6 +190,10 @@ async fn pump(
     // Whether as much came at once as an ordinary pipe holds: larger pieces cost fewer calls and wake-ups.
     let mut is_much = false;
     loop {
+        if is_much {
+            // More comes while others run: fewer and larger pieces for as many calls.
+            tokio::task::yield_now().await;
+        }
         from.readable().await?;
         let pipe = if is_much { pipes.take_wide(agent) } else { pipes.take() };
         let moved = match pipe {

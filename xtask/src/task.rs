@@ -196,7 +196,7 @@ fn compile(release: bool) -> anyhow::Result<()> {
     }
     if release {
         // In one call: fewer packages would be other features of their dependencies, all built again.
-        command.args(["--release", "--example", "bare_pingora"]);
+        command.args(["--release", "--example", "bare_pingora", "--example", "bare_relays"]);
     }
     shell::run(&mut command)
 }

@@ -3,17 +3,17 @@
 
 use std::sync::Arc;
 
+use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 use clawgress_api::proto::MintRequest;
 use clawgress_api::proto::leaves_client::LeavesClient;
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::Host;
 use parking_lot::Mutex;
-use rustls::ServerConfig;
-use rustls::crypto::aws_lc_rs::sign::any_ecdsa_type;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
-use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
+use rustls::sign::{CertifiedKey, Signer, SigningKey, SingleCertAndKey};
+use rustls::{ServerConfig, SignatureAlgorithm, SignatureScheme};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 
@@ -37,6 +37,10 @@ struct Known {
     config: Arc<ServerConfig>,
     not_after_s: i64,
 }
+
+/// The key of a leaf, as it was made: written down and read again, which is how rustls takes keys, it would be verified each time.
+#[derive(Clone, Debug)]
+struct Key(Arc<EcdsaKeyPair>);
 
 // === impl Leaves ===
 
@@ -92,21 +96,15 @@ impl Leaves {
         let minted =
             self.client.clone().mint(request).await.map_err(|e| e.message().to_owned())?.into_inner();
         let chain = minted.chain.into_iter().map(CertificateDer::from).collect();
-        let pkcs8 = pair.to_pkcs8v1().map_err(|e| e.to_string())?;
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.as_ref()));
-        let key = any_ecdsa_type(&key).map_err(|e| e.to_string())?;
-        let config = Arc::new(config(chain, key).map_err(|e| e.to_string())?);
+        let config = Arc::new(config(chain, Key(Arc::new(pair))).map_err(|e| e.to_string())?);
         Ok(Known { config, not_after_s: minted.not_after_s })
     }
 }
 
 /// TLS towards a client, without anything that outlives a connection: what one agent was given must never let another
 /// in, nor the same one past what is judged at its next hello.
-fn config(
-    chain: Vec<CertificateDer<'static>>,
-    key: Arc<dyn SigningKey>,
-) -> Result<ServerConfig, rustls::Error> {
-    let certified = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+fn config(chain: Vec<CertificateDer<'static>>, key: Key) -> Result<ServerConfig, rustls::Error> {
+    let certified = SingleCertAndKey::from(CertifiedKey::new(chain, Arc::new(key)));
     let mut config = ServerConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
@@ -119,6 +117,30 @@ fn config(
     Ok(config)
 }
 
+// === impl Key ===
+
+impl SigningKey for Key {
+    fn choose_scheme(&self, offered: &[SignatureScheme]) -> Option<Box<dyn Signer>> {
+        offered.contains(&self.scheme()).then(|| Box::new(self.clone()) as Box<dyn Signer>)
+    }
+
+    fn algorithm(&self) -> SignatureAlgorithm {
+        SignatureAlgorithm::ECDSA
+    }
+}
+
+impl Signer for Key {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rustls::Error> {
+        let signed = self.0.sign(&SystemRandom::new(), message);
+        let signed = signed.map_err(|_| rustls::Error::General("a leaf's key does not sign".to_owned()))?;
+        Ok(signed.as_ref().to_vec())
+    }
+
+    fn scheme(&self) -> SignatureScheme {
+        SignatureScheme::ECDSA_NISTP256_SHA256
+    }
+}
+
 // === impl Known ===
 
 impl Known {
@@ -129,16 +151,31 @@ impl Known {
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+
     use super::*;
+
+    fn key() -> Key {
+        Key(Arc::new(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).expect("key")))
+    }
 
     #[test]
     fn what_is_known_ends_before_its_certificate_does() {
-        let made = rcgen::generate_simple_self_signed(["a.test".to_owned()]).expect("certificate");
-        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
-        let key = any_ecdsa_type(&key).expect("key");
-        let config = Arc::new(config(vec![made.cert.der().clone()], key).expect("config"));
+        let config = Arc::new(config(Vec::new(), key()).expect("config"));
         let known = Known { config, not_after_s: 10_000 };
         assert!(known.at(10_000 - limit::LEAF_RENEW_S - 1).is_some());
         assert!(known.at(10_000 - limit::LEAF_RENEW_S).is_none());
+    }
+
+    #[test]
+    fn a_key_signs_what_it_is_asked_for_and_by_nothing_else() {
+        let key = key();
+        let signer = key.choose_scheme(&[SignatureScheme::ED25519, key.scheme()]).expect("offered");
+        let signed = signer.sign(b"said").expect("signed");
+        let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.0.public_key());
+        public.verify(b"said", &signed).expect("its own");
+        public.verify(b"other", &signed).expect_err("of something else");
+        let others = [SignatureScheme::ECDSA_NISTP384_SHA384, SignatureScheme::RSA_PSS_SHA256];
+        assert!(key.choose_scheme(&others).is_none());
     }
 }

@@ -17,8 +17,10 @@ use crate::connection::Connection;
 use crate::exchange::Exchange;
 use crate::gateway::Gateway;
 use crate::http2::Incoming;
+use crate::identify::{self, Who};
 use crate::limit;
 use crate::page::{Client, Guise};
+use crate::snapshot::Plan;
 
 use super::alarm::Alarm;
 use super::withheld::Withheld;
@@ -85,6 +87,8 @@ struct Common {
     ending: CancellationToken,
     /// There is no connection any more.
     gone: CancellationToken,
+    /// Whom the source was bound to, under the plan of this serial number: the same for each request until the next plan.
+    bound: Mutex<Option<(u64, Option<Who>)>>,
 }
 
 impl Default for Common {
@@ -97,6 +101,7 @@ impl Default for Common {
             known: CancellationToken::new(),
             ending: CancellationToken::new(),
             gone: CancellationToken::new(),
+            bound: Mutex::default(),
         }
     }
 }
@@ -169,6 +174,22 @@ impl Front {
     #[must_use]
     pub fn is_endpoint(&self) -> bool {
         self.is_endpoint.load(Ordering::Relaxed)
+    }
+
+    /// The agent its source is bound to, as [`identify::bound`] says; what it did before is to be found out anew.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) fn bound(&self, plan: &Plan) -> Result<Option<Who>, DropReason> {
+        let mut known = self.common.bound.lock();
+        let who = match &*known {
+            Some((serial, who)) if *serial == plan.serial => who.clone(),
+            _ => {
+                let who = identify::bound(plan, &self.connection)?;
+                known.insert((plan.serial, who)).1.clone()
+            }
+        };
+        Ok(who.map(Who::later))
     }
 
     /// Notes whether a credential came with the request at hand, or with its connection.

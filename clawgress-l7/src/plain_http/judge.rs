@@ -47,13 +47,16 @@ impl App {
             }
             Place::Read(opened) => opened.who.under(&plan, gateway.now_s()).map_err(deny)?,
             Place::Explicit { .. } | Place::Transparent { .. } => {
-                if let Ok(Some(bound)) = identify::bound(&plan, &front.connection) {
-                    exchange.agent(&bound, &plan);
-                }
+                let bound = front.bound(&plan).map_err(deny)?;
                 let credential = admitted.credential.take();
                 let credential = credential.as_ref().map(|c| c.as_slice());
-                front.presents(credential.is_some() || front.connection.certificate.is_some());
-                let who = identify::identify(gateway, &plan, &front.connection, credential).await;
+                let has_presented = credential.is_some() || front.connection.certificate.is_some();
+                front.presents(has_presented);
+                // Whose source it is, also where that is not who it turns out to be.
+                if let (Some(bound), true) = (&bound, has_presented) {
+                    exchange.agent(bound, &plan);
+                }
+                let who = identify::identify(gateway, &plan, &front.connection, bound, credential).await;
                 who.map_err(|stranger| deny(exchange.stranger(*stranger)))?
             }
         };

@@ -53,6 +53,14 @@ pub enum Way {
     Direct,
     /// A bare Pingora in the middle.
     Bare,
+    /// Somebody who makes leaves, reads TLS blindly and copies.
+    Blind,
+    /// The same, asked by CONNECT.
+    BlindProxy,
+    /// Somebody who carries bytes by splice(2).
+    Spliced,
+    /// Somebody who carries bytes by a buffer.
+    Copied,
     /// Clawgress, by the route.
     Transparent,
     /// Clawgress, as explicit proxy with a key.
@@ -98,7 +106,16 @@ impl Probe {
 
 impl Way {
     /// Every one.
-    pub const ALL: [Way; 4] = [Way::Direct, Way::Bare, Way::Transparent, Way::Explicit];
+    pub const ALL: [Way; 8] = [
+        Way::Direct,
+        Way::Bare,
+        Way::Blind,
+        Way::BlindProxy,
+        Way::Spliced,
+        Way::Copied,
+        Way::Transparent,
+        Way::Explicit,
+    ];
 
     /// Its place among them.
     pub fn place(self) -> usize {
@@ -110,6 +127,10 @@ impl Way {
         match self {
             Way::Direct => "direct (routed)",
             Way::Bare => "bare Pingora",
+            Way::Blind => "blind copy with leaves of its own",
+            Way::BlindProxy => "blind copy, asked by CONNECT",
+            Way::Spliced => "bare relay, splice(2)",
+            Way::Copied => "bare relay, copying",
             Way::Transparent => "Clawgress, transparent",
             Way::Explicit => "Clawgress, explicit proxy",
         }

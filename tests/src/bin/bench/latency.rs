@@ -107,7 +107,7 @@ impl Latency {
         for measured in &self.measured {
             writeln!(text, "### {}\n", measured.probe.name())?;
             writeln!(text, "| way | µs | added µs | × direct | × bare Pingora |\n|---|---|---|---|---|")?;
-            for way in Way::ALL {
+            for way in Way::ALL.into_iter().filter(|way| !measured.rounds(*way).is_empty()) {
                 let time = Spread::of(measured.rounds(way).to_vec()).text(0);
                 let (mut added, mut direct, mut bare) = ("–".to_owned(), "1".to_owned(), "–".to_owned());
                 if way != Way::Direct {

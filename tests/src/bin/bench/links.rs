@@ -19,6 +19,8 @@ use crate::swaps::{self, Beside, Swaps};
 
 /// Where the bare Pingora listens: HTTP, TCP, HTTP over TLS.
 const BARE: [(Wire, u16); 3] = [(Wire::Clear, 8081), (Wire::Unread, 8444), (Wire::Read, 8445)];
+/// Where the bare relays listen.
+const RELAYS: [(Way, u16); 3] = [(Way::Blind, 8446), (Way::Spliced, 8447), (Way::Copied, 8448)];
 /// Below it are names without servers, of which the gateway has no certificate yet.
 const COLD: &str = "cold.allowed.test";
 /// Permits and prohibitions that the gateway decides by.
@@ -33,6 +35,9 @@ pub struct Links {
     bare: Daemon,
     /// The certificate that the bare Pingora shows.
     shown: PathBuf,
+    relays: Daemon,
+    /// Of the authority of the blind one of them.
+    blind: PathBuf,
     /// Of the gateway's authority.
     authority: PathBuf,
 }
@@ -61,7 +66,9 @@ impl Links {
         let plain = Lab::builder().routed().start()?;
         let shown = plain.dir().join("shown.pem");
         let bare = bare_pingora(&plain, &shown)?;
-        Ok(Links { site, plain, bare, shown, authority })
+        let blind = plain.dir().join("blind.pem");
+        let relays = bare_relays(&plain, &blind)?;
+        Ok(Links { site, plain, bare, shown, relays, blind, authority })
     }
 
     /// How long connections and requests take.
@@ -74,7 +81,7 @@ impl Links {
             println!("bench: {}, {rounds} rounds", probe.name());
             let mut of_probe = Measured::new(probe);
             // The first round warms caches and pools, and is not counted.
-            self.interleaved(probe.wire(), rounds + 1, |round, (way, lab, host, target)| {
+            self.interleaved(self.ways(probe.wire())?, rounds + 1, |round, (way, lab, host, target)| {
                 let times = lab.within(host, move || client::run(probe, &target, samples))?;
                 let times = times.with_context(|| format!("{}, {}", probe.name(), way.name()))?;
                 if round > 0 { of_probe.add(way, times) } else { Ok(()) }
@@ -91,23 +98,28 @@ impl Links {
     /// If any request fails.
     pub fn throughput(&mut self) -> anyhow::Result<Rates> {
         let mut all = Rates::default();
-        let bare = vec![self.bare.pid()];
+        let (bare, relays) = (vec![self.bare.pid()], vec![self.relays.pid()]);
         let gateway = &mut self.site.gateway;
         let own = Role::ALL.into_iter().map(|role| gateway.pid(role)).collect::<anyhow::Result<Vec<_>>>()?;
         for rate in Rate::ALL {
             println!("bench: {}, {} rounds", rate.name(), rates::ROUNDS);
-            self.interleaved(rate.wire(), rates::ROUNDS + 1, |round, (way, lab, host, target)| {
+            let mut ways = self.ways(rate.wire())?;
+            for way in rate.besides() {
+                ways.push(self.relayed(*way, rate.wire())?);
+            }
+            self.interleaved(ways, rates::ROUNDS + 1, |round, (way, lab, host, target)| {
                 let middle = match way {
                     Way::Direct => &[][..],
                     Way::Bare => &bare,
+                    Way::Blind | Way::BlindProxy | Way::Spliced | Way::Copied => &relays,
                     Way::Transparent | Way::Explicit => &own,
                 };
                 let before = processor_us(middle)?;
                 let measured = lab.within(host, move || match rate {
                     Rate::Transfer => client::transfer(&target, rates::TRANSFER_BYTES),
                     Rate::Handshakes | Rate::ColdHandshakes => {
-                        let own =
-                            rate == Rate::ColdHandshakes && matches!(way, Way::Transparent | Way::Explicit);
+                        let makes = !matches!(way, Way::Direct | Way::Bare);
+                        let own = rate == Rate::ColdHandshakes && makes;
                         let cold = own.then_some(&cold_name as &(dyn Fn() -> String + Sync));
                         client::handshakes_a_second(&target, rates::CONNECTIONS, rates::HANDSHAKES, cold)
                     }
@@ -185,11 +197,10 @@ impl Links {
     /// Goes all ways in each round, in another order each time, so that whatever the machine does meanwhile happens to all.
     fn interleaved<'a>(
         &'a self,
-        wire: Wire,
+        ways: Vec<Leg<'a>>,
         rounds: usize,
         mut go: impl FnMut(usize, Leg<'a>) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let ways = self.ways(wire)?;
         for round in 0..rounds {
             for n in 0..ways.len() {
                 let Some(way) = ways.get((n + round) % ways.len()) else { continue };
@@ -199,7 +210,19 @@ impl Links {
         Ok(())
     }
 
-    fn ways(&self, wire: Wire) -> anyhow::Result<[Leg<'_>; 4]> {
+    /// By a bare relay.
+    fn relayed(&self, way: Way, wire: Wire) -> anyhow::Result<Leg<'_>> {
+        let of = if way == Way::BlindProxy { Way::Blind } else { way };
+        let port = RELAYS.into_iter().find(|relay| relay.0 == of).context("no such relay")?.1;
+        let ca = if of == Way::Blind { self.blind.clone() } else { self.plain.ca() };
+        let relay = SocketAddr::new(GATEWAY.v4.into(), port);
+        let target = Target::plain(relay, wire.host(), &ca);
+        let credential = || client::basic(ASSISTANT, &self.site.assistant_key);
+        let target = if way == of { target } else { target.through(relay, credential()) };
+        Ok((way, &self.plain, Host::Known, target))
+    }
+
+    fn ways(&self, wire: Wire) -> anyhow::Result<Vec<Leg<'_>>> {
         let credential = client::basic(ASSISTANT, &self.site.assistant_key);
         let server = SocketAddr::new(upstream(wire)?, wire.port());
         let gateway = IpAddr::from(GATEWAY.v4);
@@ -213,7 +236,7 @@ impl Links {
         };
         let to = |address, ca: &Path| Target::plain(address, wire.host(), ca);
         let proxied = to(server, own_ca).through(SocketAddr::new(gateway, PROXY_PORT), credential);
-        Ok([
+        Ok(vec![
             (Way::Direct, plain, Host::Known, to(server, &plain_ca)),
             (Way::Bare, plain, Host::Known, to(SocketAddr::new(gateway, bare), bare_ca)),
             (Way::Transparent, lab, Host::Known, to(server, own_ca)),
@@ -299,27 +322,57 @@ fn upstream(wire: Wire) -> anyhow::Result<IpAddr> {
 
 /// Starts it, with a certificate of its own in `shown`.
 fn bare_pingora(lab: &Lab, shown: &Path) -> anyhow::Result<Daemon> {
-    let own = program("clawgress-agent")?;
-    let example = own.parent().context("no directory")?.join("examples/bare_pingora");
-    ensure!(example.is_file(), "`bare_pingora` has not been built; run `cargo xtask bench`");
     let rcgen::CertifiedKey { cert, signing_key } = rcgen::generate_simple_self_signed([WEB.to_owned()])?;
     let key = shown.with_extension("key");
     fs::write(shown, cert.pem()).context("cannot write a certificate")?;
     fs::write(&key, signing_key.serialize_pem()).context("cannot write a key")?;
-    let mut words = vec![example.display().to_string()];
+    let mut words = vec![example("bare_pingora")?];
     for (wire, port) in BARE {
         words.extend([format!("{}:{port}", GATEWAY.v4), format!("{}:{}", upstream(wire)?, wire.port())]);
     }
     words.push(WEB.to_owned());
     words.extend([shown, &key, &lab.ca()].map(|path| path.display().to_string()));
-    let mut daemon = lab.spawn(Host::Gateway, "bare-pingora", &words)?;
-    lab.wait("the bare Pingora", Duration::from_secs(10), || {
+    serving(lab, "bare-pingora", &words, &BARE.map(|(_, port)| port))
+}
+
+/// Starts them; the certificate of the blind one's authority goes to `blind`.
+fn bare_relays(lab: &Lab, blind: &Path) -> anyhow::Result<Daemon> {
+    let at = |(_, port)| format!("{}:{port}", GATEWAY.v4);
+    let [reads, splices, copies] = RELAYS.map(at);
+    let server = |wire: Wire| upstream(wire).map(|ip| format!("{ip}:{}", wire.port()));
+    let path = |path: &Path| path.display().to_string();
+    let words = [
+        example("bare_relays")?,
+        reads,
+        server(Wire::Read)?,
+        path(blind),
+        path(&lab.ca()),
+        splices,
+        copies,
+        server(Wire::Unread)?,
+    ];
+    serving(lab, "bare-relays", &words, &RELAYS.map(|(_, port)| port))
+}
+
+/// The path of a program that is compared with.
+fn example(name: &str) -> anyhow::Result<String> {
+    let own = program("clawgress-agent")?;
+    let example = own.parent().context("no directory")?.join("examples").join(name);
+    ensure!(example.is_file(), "`{name}` has not been built; run `cargo xtask bench`");
+    Ok(example.display().to_string())
+}
+
+/// Starts it in the gateway's place, and waits until it takes connections at these ports.
+fn serving(lab: &Lab, name: &str, words: &[String], ports: &[u16]) -> anyhow::Result<Daemon> {
+    let mut daemon = lab.spawn(Host::Gateway, name, words)?;
+    lab.wait(name, Duration::from_secs(10), || {
         daemon.running()?;
-        let is_open = |port| {
-            let to = SocketAddr::new(GATEWAY.v4.into(), port);
+        let is_open = |port: &u16| {
+            let to = SocketAddr::new(GATEWAY.v4.into(), *port);
             std::net::TcpStream::connect_timeout(&to, Duration::from_secs(1)).is_ok()
         };
-        lab.within(Host::Known, move || BARE.iter().all(|(_, port)| is_open(*port)))
+        let ports = ports.to_vec();
+        lab.within(Host::Known, move || ports.iter().all(is_open))
     })?;
     Ok(daemon)
 }
