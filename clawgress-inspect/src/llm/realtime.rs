@@ -66,8 +66,7 @@ pub struct Heard {
     dialect: Dialect,
     bytes_max: usize,
     following: Following,
-    /// Responses under way, by their ids.
-    responses: Vec<(String, Reader)>,
+    responses: Vec<Response>,
     texts: [Vec<u8>; 2],
     calls: Vec<Asked>,
     spent: Vec<Spent>,
@@ -79,7 +78,14 @@ pub struct Heard {
     /// Of a turn of the Live API: whether it is over, and was counted.
     is_over: bool,
     is_counted: bool,
-    /// Whether sound came since a response was counted.
+}
+
+/// A response under way.
+#[derive(Debug)]
+struct Response {
+    id: String,
+    reader: Reader,
+    /// Whether sound of it came.
     has_sound: bool,
 }
 
@@ -164,7 +170,6 @@ impl Heard {
             has_more_tools: false,
             is_over: false,
             is_counted: false,
-            has_sound: false,
         }
     }
 
@@ -181,9 +186,11 @@ impl Heard {
         if kind.starts_with("conversation.item.") {
             return self.echoes(value);
         }
-        if !kind.starts_with("response.") || kind.ends_with(SOUND) {
-            self.has_sound |= kind.ends_with(SOUND);
+        if !kind.starts_with("response.") {
             return Ok(());
+        }
+        if kind.ends_with(SOUND) {
+            return self.sounds(value.member("response_id").and_then(Value::text));
         }
         let of = value.member("response").and_then(|response| response.member("id"));
         let id = of.or_else(|| value.member("response_id")).and_then(Value::text).unwrap_or_default();
@@ -196,18 +203,29 @@ impl Heard {
         }
         self.event(at, &value)?;
         if is_over {
-            let (_, reader) = self.responses.remove(at);
-            self.spend(reader);
+            let response = self.responses.remove(at);
+            self.spend(response);
         }
         Ok(())
     }
 
+    /// Notes that sound came of this response; of all that are under way, where nobody says of which.
+    fn sounds(&mut self, of: Option<&str>) -> Result<(), Unheard> {
+        if of.is_none() && !self.responses.is_empty() {
+            self.responses.iter_mut().for_each(|response| response.has_sound = true);
+            return Ok(());
+        }
+        let at = self.response(of.unwrap_or_default().to_owned())?;
+        self.responses.get_mut(at).into_iter().for_each(|response| response.has_sound = true);
+        Ok(())
+    }
+
     /// Counts a response that is over.
-    fn spend(&mut self, reader: Reader) {
-        let answer = reader.finish();
+    fn spend(&mut self, response: Response) {
+        let answer = response.reader.finish();
         let (is_estimated, estimated) = (answer.usage.is_none(), answer.output_estimated);
         let usage = answer.usage.unwrap_or(Usage { output: estimated, ..Usage::default() });
-        let has_sound = std::mem::take(&mut self.has_sound) && usage.output_audio == 0;
+        let has_sound = response.has_sound && usage.output_audio == 0;
         let spent = Spent { usage, is_estimated, has_sound };
         self.input = self.input.saturating_add(spent.usage.input);
         self.output = self.output.saturating_add(spent.usage.output);
@@ -225,7 +243,7 @@ impl Heard {
         let kind = Value::Text("response.output_item.done".to_owned());
         let event = Value::Object(vec![("type".to_owned(), kind), ("item".to_owned(), item)]);
         // By a reader of its own: it is whole, and what it took is counted by the response that made it.
-        self.responses.push((String::new(), self.reader()));
+        self.responses.push(self.begun(String::new()));
         let heard = self.event(self.responses.len() - 1, &event);
         self.responses.pop();
         heard
@@ -233,24 +251,26 @@ impl Heard {
 
     /// The place of a response, which begins if it is not under way.
     fn response(&mut self, id: String) -> Result<usize, Unheard> {
-        if let Some(at) = self.responses.iter().position(|(known, _)| *known == id) {
+        if let Some(at) = self.responses.iter().position(|response| response.id == id) {
             return Ok(at);
         }
         if self.responses.len() >= RESPONSES_MAX {
             return Err(Unheard::TooMany);
         }
-        self.responses.push((id, self.reader()));
+        self.responses.push(self.begun(id));
         Ok(self.responses.len() - 1)
     }
 
-    fn reader(&self) -> Reader {
+    /// A response of which nothing came yet.
+    fn begun(&self, id: String) -> Response {
         let reader = Reader::new(Format::EventStream).keeping_texts();
-        reader.following_calls(self.bytes_max, self.following, true)
+        let reader = reader.following_calls(self.bytes_max, self.following, true);
+        Response { id, reader, has_sound: false }
     }
 
     /// Has a response's reader read an event of it.
     fn event(&mut self, at: usize, value: &Value) -> Result<(), Unheard> {
-        let Some((_, reader)) = self.responses.get_mut(at) else { return Ok(()) };
+        let Some(Response { reader, .. }) = self.responses.get_mut(at) else { return Ok(()) };
         reader.push(format!("data: {}\n\n", value.json()).as_bytes());
         self.calls.extend(reader.take_calls()?);
         let mut said = reader.take_texts();
@@ -283,7 +303,7 @@ impl Heard {
     /// Whether what came last waits for the rest of a call.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.responses.iter().any(|(_, reader)| reader.waits())
+        self.responses.iter().any(|response| response.reader.waits())
     }
 
     /// Calls that became whole since this was asked last.
@@ -304,10 +324,12 @@ impl Heard {
     /// What those took that are under way, of which nobody has said it: estimated.
     #[must_use]
     pub fn under_way(&self) -> Option<Spent> {
-        let all = || self.responses.iter().map(|(_, reader)| reader.progress());
+        let all = || self.responses.iter().map(|response| response.reader.progress());
         let (input, output) = (all().map(|now| now.input).sum(), all().map(|now| now.output).sum());
         let usage = Usage { input, output, ..Usage::default() };
-        (input > 0 || output > 0).then_some(Spent { usage, is_estimated: true, has_sound: self.has_sound })
+        let has_sound = self.responses.iter().any(|response| response.has_sound);
+        let is_any = input > 0 || output > 0 || has_sound;
+        is_any.then_some(Spent { usage, is_estimated: true, has_sound })
     }
 
     /// Tokens of all prompts, and of all answers, as far as they are known.
@@ -327,7 +349,8 @@ impl Heard {
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let texts = self.texts.iter().map(Vec::capacity).sum::<usize>();
-        texts + self.responses.iter().map(|(id, reader)| id.len() + reader.memory_bytes()).sum::<usize>()
+        let of = |response: &Response| response.id.len() + response.reader.memory_bytes();
+        texts + self.responses.iter().map(of).sum::<usize>()
     }
 }
 

@@ -68,6 +68,7 @@ const ROWS: &[Row] = &[
     ("gemini_count_tokens_answer.json", "", None, "", "", ""),
     ("bedrock_count_tokens_answer.json", "", None, "", "", ""),
     ("openai_chat_audio_answer.json", "gpt-4o-audio-preview", Some([52, 80, 0, 0, 0]), "", "stop", ""),
+    ("openai_chat_audio_answer.sse", "gpt-4o-audio-preview", Some([52, 80, 0, 0, 0]), "", "stop", ""),
     ("gemini_audio_answer.json", "gemini-2.5-flash", Some([132, 63, 40, 0, 3]), "", "STOP", ""),
     ("azure_chat_answer.json", "gpt-4o-2024-08-06", Some([18, 5, 0, 0, 0]), "", "stop", ""),
     ("azure_responses_answer.sse", "my-deployment", Some([13, 3, 0, 0, 0]), "", "", ""),
@@ -164,7 +165,7 @@ const ROWS: &[Row] = &[
 fn sound(name: &str) -> [u64; 3] {
     match name {
         "openai_transcription_answer.json" => [14, 0, 0],
-        "openai_chat_audio_answer.json" => [40, 0, 60],
+        "openai_chat_audio_answer.json" | "openai_chat_audio_answer.sse" => [40, 0, 60],
         "gemini_audio_answer.json" => [120, 30, 50],
         _ => [0; 3],
     }
@@ -209,6 +210,25 @@ fn any_cutting_says_the_same() {
         }
         let bytes: Vec<&[u8]> = body.chunks(1).collect();
         assert_eq!(read(&name, &bytes), whole, "{name}");
+    }
+}
+
+#[test]
+fn what_is_spoken_is_said() {
+    let seed = seed();
+    for name in ["openai_chat_audio_answer.json", "openai_chat_audio_answer.sse"] {
+        let body = golden(name);
+        for round in 0..20 {
+            let (mut reader, mut said) = (Reader::new(format(name)).keeping_texts(), Vec::new());
+            for piece in Cuts(seed + round).of(&body) {
+                reader.push(piece);
+                let [text, asked] = reader.take_texts();
+                said.extend(text);
+                assert!(asked.is_empty(), "{name}");
+            }
+            assert_eq!(String::from_utf8(said).expect("text"), "It is a song.", "{name}, seed {seed}");
+            assert!(reader.finish().output_estimated >= 4, "{name}");
+        }
     }
 }
 

@@ -49,6 +49,8 @@ enum Node {
     Name,
     Type,
     Text,
+    /// What is said in sound.
+    Spoken,
     /// What a tool is asked for: all within.
     Arguments,
     /// Whether the answer is over.

@@ -257,6 +257,38 @@ fn servers_of_one_model_are_read() {
 }
 
 #[test]
+fn what_is_spoken_is_a_text_and_its_sound_is_none() {
+    for (body, want) in [
+        (
+            r#"{"choices":[{"message":{"content":null,"audio":{"id":"a","data":"AAAA","transcript":"Hi"}}}]}"#,
+            "Hi",
+        ),
+        (
+            r#"{"choices":[{"delta":{"audio":{"transcript":"Hi"}}},{"delta":{"audio":{"data":"AAAA"}}}]}"#,
+            "Hi",
+        ),
+        (
+            r#"{"output":[{"type":"message","content":[{"type":"output_audio","data":"AAAA","transcript":"Hi"}]}]}"#,
+            "Hi",
+        ),
+        (r#"{"type":"response.output_audio_transcript.done","transcript":"Hi"}"#, "Hi"),
+        // Of no answer.
+        (r#"{"audio":{"text":"Hi","id":"transcript"}}"#, ""),
+        (r#"{"type":"speech.audio.delta","audio":"AAAA"}"#, ""),
+        (r#"{"choices":[{"logprobs":{"transcript":"Hi"}}]}"#, ""),
+    ] {
+        let mut reader = Reader::new(Format::Json).keeping_texts();
+        reader.push(body.as_bytes());
+        let [said, asked] = reader.take_texts();
+        assert_eq!((String::from_utf8(said).unwrap().as_str(), asked.len()), (want, 0), "{body}");
+    }
+    // A spoken answer that breaks off costs something.
+    let mut reader = Reader::new(Format::EventStream);
+    reader.push(b"data: {\"choices\":[{\"delta\":{\"audio\":{\"transcript\":\"one two three four\"}}}]}\n\n");
+    assert!(reader.cut().output_estimated >= 4);
+}
+
+#[test]
 fn texts_are_handed_out_as_they_come() {
     let mut reader = Reader::new(Format::EventStream).keeping_texts();
     let event = |text: &str| format!("data: {{\"choices\":[{{\"delta\":{text}}}]}}\n\n");

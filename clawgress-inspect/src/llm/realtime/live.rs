@@ -148,7 +148,9 @@ impl Heard {
             // Nobody told what the turn before it took.
             self.turn_ends();
         }
-        self.has_sound |= has_sound;
+        if has_sound {
+            self.sounds(Some(""))?;
+        }
         if !parts.is_empty() || usage.is_some() || is_end {
             let content = ("content".to_owned(), turn("model", parts));
             let candidates = Value::Array(vec![Value::Object(vec![content])]);
@@ -168,8 +170,8 @@ impl Heard {
     /// Counts the turn that is under way.
     fn turn_ends(&mut self) {
         (self.is_over, self.is_counted) = (false, false);
-        if let Some((_, reader)) = self.responses.pop() {
-            self.spend(reader);
+        if let Some(turn) = self.responses.pop() {
+            self.spend(turn);
         }
     }
 }

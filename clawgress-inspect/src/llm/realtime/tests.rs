@@ -81,6 +81,39 @@ fn sound_that_nobody_counted_is_told() {
 }
 
 #[test]
+fn sound_is_of_its_own_response() {
+    let event = |kind: &str, id: &str, more: &str| {
+        format!(r#"{{"type":"response.{kind}","response_id":"{id}"{more}}}"#)
+    };
+    let done = |id: &str| {
+        format!(
+            r#"{{"type":"response.done","response":{{"id":"{id}","output":[],"usage":{{"input_tokens":9,"output_tokens":7}}}}}}"#
+        )
+    };
+    let begun = |id: &str| format!(r#"{{"type":"response.created","response":{{"id":"{id}"}}}}"#);
+    let play = |messages: &[String]| {
+        let mut heard = heard(Following::Names);
+        messages.iter().for_each(|message| heard.message(message.as_bytes()).expect(message));
+        let rest = heard.under_way().is_some_and(|rest| rest.has_sound);
+        (heard.take_spent().iter().map(|spent| spent.has_sound).collect::<Vec<_>>(), rest)
+    };
+    let (silent, spoken) = (begun("r1"), begun("r2"));
+    let sound = event("output_audio.delta", "r2", r#","delta":"AAAA""#);
+    let text = event("output_text.delta", "r1", r#","delta":"a""#);
+    // The one that ends first has none.
+    let order = [&silent, &spoken, &sound, &text, &done("r1"), &done("r2")].map(Clone::clone);
+    assert_eq!(play(&order), (vec![false, true], false));
+    let order = [&silent, &spoken, &sound, &done("r2"), &done("r1")].map(Clone::clone);
+    assert_eq!(play(&order), (vec![true, false], false));
+    // Of one that breaks off, alone.
+    assert_eq!(play(&[silent.clone(), spoken.clone(), sound.clone(), done("r1")]), (vec![false], true));
+    // Where nobody says of which, of all.
+    let sound = r#"{"type":"response.audio.delta","delta":"AAAA"}"#.to_owned();
+    assert_eq!(play(&[silent, spoken, sound.clone(), done("r1"), done("r2")]), (vec![true, true], false));
+    assert_eq!(play(&[sound]), (vec![], true));
+}
+
+#[test]
 fn an_item_that_is_said_again_is_asked_for() {
     let mut heard = heard(Following::Held);
     let echo = r#"{"type":"conversation.item.done","item":{"type":"function_call","name":"shell","arguments":"{\"c\":\"ls\"}"}}"#;

@@ -17,6 +17,7 @@ impl Node {
                 "arguments" | "args" | "input" | "parameters" => Node::Arguments,
                 _ => Node::Skip,
             },
+            Node::Spoken if name == "transcript" => Node::Text,
             Node::Items if name == "embedding" => Node::Vectors,
             Node::Predictions if name == "embeddings" => Node::Predictions,
             Node::Predictions if name == "values" => Node::Vectors,
@@ -87,7 +88,8 @@ fn turn(name: &str) -> Node {
         name if is_calls(name) => Node::Call,
         "partial_json" | "arguments" | "input" | "partial_arguments" => Node::Arguments,
         "text" | "thinking" | "generation" | "outputText" | "completion" => Node::Text,
-        "reasoning_content" | "reasoning" | "refusal" => Node::Text,
+        "reasoning_content" | "reasoning" | "refusal" | "transcript" => Node::Text,
+        "audio" => Node::Spoken,
         "name" => Node::Name,
         "type" => Node::Type,
         "finish_reason" | "finishReason" | "stop_reason" | "stopReason" | "done_reason"
