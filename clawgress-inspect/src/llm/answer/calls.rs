@@ -4,10 +4,8 @@
 //! A call is told once it is whole, in each way that clients may put it together. Must never hold more than it was told to, nor
 //! take for a whole call what is not: what can't be put together with certainty is an error.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-
 use super::ASKED_MAX;
+use super::places::unpacked;
 use crate::tool::{NAME_BYTES_MAX, Value, ValueError, argument_values};
 
 mod forms;
@@ -176,7 +174,7 @@ impl Calls {
             Some(text) if text.iter().all(u8::is_ascii_whitespace) => {}
             Some(text) if text.trim_ascii() == b"[DONE]" => self.close(|_| true),
             Some(text) => match Value::parse(text) {
-                Ok(value) => self.read(&value),
+                Ok(value) => self.read(&value, true),
                 Err(_) if !self.is_whole_wanted() => {}
                 Err(ValueError::Malformed) if !self.is_model => {}
                 Err(_) => self.fail(CallsError::Document),
@@ -232,10 +230,10 @@ impl Calls {
         }
     }
 
-    /// A document in base64, of Bedrock.
+    /// A document in base64: nothing is packed in that.
     fn packed(&mut self, text: &str) {
-        match BASE64.decode(text).ok().and_then(|text| Value::parse(&text).ok()) {
-            Some(value) => self.forms(&value),
+        match unpacked(text.as_bytes()).and_then(|text| Value::parse(&text).ok()) {
+            Some(value) => self.read(&value, false),
             None => self.fail(CallsError::Document),
         }
     }

@@ -1,15 +1,12 @@
 //! One document of an answer: its counts, the tools that it asks for, why it ends; in all dialects at once. Must never
 //! take for the provider's what the model says.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
-
 mod grammar;
 
 pub(super) use grammar::is_over;
 use grammar::{is_repeat, number};
 
-use super::places::is_call;
+use super::places::{is_call, unpacked};
 use super::plain::{PLAIN_BYTES_MAX, Plain};
 use super::{Count, Facts};
 use crate::llm::Estimator;
@@ -436,10 +433,10 @@ impl State {
             }
             Scalar::Packed => {
                 for byte in bytes {
-                    self.text.push(*byte);
                     if self.text.len() == PACK_BYTES {
-                        self.unpack();
+                        self.unpack(false);
                     }
+                    self.text.push(*byte);
                 }
             }
         }
@@ -452,17 +449,18 @@ impl State {
         }
     }
 
-    /// Decodes what came of a document that is packed.
-    fn unpack(&mut self) {
-        let Some(inner) = &mut self.inner else { return };
-        match BASE64.decode(&self.text) {
-            Ok(bytes) => inner.push(&bytes),
-            Err(_) => {
+    /// Decodes what came of a document that is packed: letters that fill it end nowhere but at its end.
+    fn unpack(&mut self, is_last: bool) {
+        let bytes = unpacked(&self.text).filter(|bytes| is_last || bytes.len() == PACK_BYTES / 4 * 3);
+        self.text.clear();
+        match (&mut self.inner, bytes) {
+            (Some(inner), Some(bytes)) => inner.push(&bytes),
+            (Some(inner), None) => {
                 self.said = inner.state.said.take();
                 self.inner = None;
             }
+            (None, _) => {}
         }
-        self.text.clear();
     }
 
     fn end(&mut self) {
@@ -481,7 +479,7 @@ impl State {
             Scalar::Key => self.key(),
             Scalar::Keep(node) => self.keep(node),
             Scalar::Packed => {
-                self.unpack();
+                self.unpack(true);
                 let Some(mut inner) = self.inner.take() else { return };
                 inner.finish();
                 self.said = inner.state.said.take();

@@ -1,6 +1,9 @@
 //! Members of answers, in all dialects at once, that lead to the tools that a model asks for: one list for whoever reads answers and for
 //! whoever changes names in them. Must never lead into what a tool is asked for.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
 /// Whether a member of this name holds what a model says, or a part of it.
 pub(in crate::llm) fn is_turn(name: &str) -> bool {
     matches!(
@@ -40,4 +43,15 @@ pub(in crate::llm) fn is_call(kind: &str) -> bool {
 /// Whether it is one that the provider makes itself: its name is none that an agent gave.
 pub(in crate::llm) fn is_providers_call(kind: &str) -> bool {
     matches!(kind, "server_tool_use" | "mcp_tool_use" | "mcp_call")
+}
+
+/// Whether a member of this name holds a document in base64, of Bedrock: in a document, or in what wraps one, but in no other that
+/// came so.
+pub(in crate::llm) fn is_packed(name: &str) -> bool {
+    name == "bytes"
+}
+
+/// What is in such a text, or in whole groups of four letters of it; `None` if it is no base64 (RFC 4648 section 4).
+pub(in crate::llm) fn unpacked(text: &[u8]) -> Option<Vec<u8>> {
+    BASE64.decode(text).ok()
 }

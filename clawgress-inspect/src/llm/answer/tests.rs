@@ -1,5 +1,8 @@
 //! What is not certain is unknown; and what little is kept.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
 use super::*;
 
 fn read(format: Format, body: &[u8]) -> Answer {
@@ -254,6 +257,33 @@ fn servers_of_one_model_are_read() {
     assert_eq!((answer.usage.map(|u| (u.input, u.output)), answer.is_partial), (Some((9, 5)), false));
     let tgi = read(Format::Json, br#"[{"generated_text":"some ordinary words that it says"}]"#);
     assert_eq!((tgi.usage, tgi.output_estimated > 4), (None, true));
+}
+
+/// A document is packed in another as base64 has it, and once.
+#[test]
+fn what_is_packed_is_read_once_and_whole() {
+    let tools = |packed: &str| {
+        let mut reader = Reader::new(Format::Json);
+        reader.push(
+            format!(r#"{{"bytes":"{packed}","usage":{{"prompt_tokens":1,"completion_tokens":2}}}}"#)
+                .as_bytes(),
+        );
+        let answer = reader.finish();
+        assert_eq!(answer.usage.map(|usage| usage.output), Some(2), "what is around it is read");
+        answer.tools
+    };
+    for blanks in 0..400 {
+        let inner = format!(r#"{{"content":[{{"type":"tool_use",{}"name":"shell"}}]}}"#, " ".repeat(blanks));
+        let packed = BASE64.encode(&inner);
+        assert_eq!(tools(&packed), ["shell"], "{blanks}");
+        assert!(tools(&BASE64.encode(format!(r#"{{"bytes":"{packed}"}}"#))).is_empty(), "twice");
+        // Letters behind its end are none of it.
+        assert!(tools(&format!("{packed}{packed}=")).is_empty(), "{blanks}");
+        if packed.ends_with('=') {
+            assert!(tools(&format!("{packed}ICAg")).is_empty(), "{blanks}");
+            assert!(tools(packed.trim_end_matches('=')).is_empty(), "{blanks}");
+        }
+    }
 }
 
 #[test]

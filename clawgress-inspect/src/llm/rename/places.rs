@@ -1,7 +1,7 @@
 //! Where calls and answers of all dialects have names of tools. Must never take for one what is a tool's argument, what it
 //! answered, or a text.
 
-use crate::llm::answer::places::{is_call, is_calls, is_providers_call, is_turn, is_wrap};
+use crate::llm::answer::places::{is_call, is_calls, is_packed, is_providers_call, is_turn, is_wrap};
 use crate::llm::call::is_manner;
 use crate::splice::{self, Member, Span};
 use crate::tool::Value;
@@ -57,9 +57,14 @@ use Place as P;
 
 /// All names of tools in a document; `None` if it is none, or where they are can't be known.
 pub(super) fn names(body: &[u8], of: Of) -> Option<Vec<Found>> {
-    let mut walk = Walk { text: body, of, found: Vec::new() };
+    names_and_packed(body, of).map(|(found, _)| found)
+}
+
+/// The same, and the texts in which a part of an answer may be packed: wherever what reads it would unpack one.
+pub(super) fn names_and_packed(body: &[u8], of: Of) -> Option<(Vec<Found>, Vec<Span>)> {
+    let mut walk = Walk { text: body, of, found: Vec::new(), packed: Vec::new() };
     walk.value(&splice::root(body)?, P::Root, 0)?;
-    Some(walk.found)
+    Some((walk.found, walk.packed))
 }
 
 /// What goes through a document.
@@ -67,6 +72,7 @@ struct Walk<'a> {
     text: &'a [u8],
     of: Of,
     found: Vec<Found>,
+    packed: Vec<Span>,
 }
 
 impl Walk<'_> {
@@ -85,6 +91,12 @@ impl Walk<'_> {
                 let members = splice::members(text, at)?;
                 let said = Said::of(text, &members, self.of);
                 for member in &members {
+                    let may_pack = self.of == Of::Answer
+                        && matches!(place, P::Root | P::Message | P::Candidate)
+                        && is_packed(&member.name);
+                    if may_pack && text.get(member.value.start) == Some(&b'"') {
+                        self.packed.push(member.value.clone());
+                    }
                     if let Some(place) = said.place(place, &member.name) {
                         self.value(&member.value, place, depth + 1)?;
                     }

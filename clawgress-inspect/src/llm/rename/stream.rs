@@ -1,11 +1,16 @@
 //! Answers, with the names of tools that their client knows. Must never hold back more than the event at hand, and nothing of it
 //! may go on that has the model's name of a tool in a form that is not known.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
 use super::Renamed;
-use super::places::{Found, Of, names};
+use super::places::{Found, Of, names_and_packed};
 use crate::events::{self, Ends};
 use crate::llm::answer::Format;
+use crate::llm::answer::places::unpacked;
 use crate::splice::{Edits, quoted};
+use crate::tool::Value;
 
 /// Why the names of an answer can't be changed back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -132,11 +137,11 @@ impl Renamer {
             return if is_text { Ok(part) } else { Err(RenameError::Form) };
         }
         let other = match manner {
-            Manner::Document => self.document(&part, false)?,
+            Manner::Document => self.document(&part, false, true)?,
             Manner::Events => {
                 let text = std::str::from_utf8(&part).map_err(|_| RenameError::Form)?;
                 let changed = events::changed(text, &mut |data| {
-                    let other = self.document(data.as_bytes(), true)?;
+                    let other = self.document(data.as_bytes(), true, true)?;
                     other.map(String::from_utf8).transpose().map_err(|_| RenameError::Form)
                 });
                 changed?.map(String::into_bytes)
@@ -144,7 +149,7 @@ impl Renamer {
             Manner::Lines => {
                 let (mut out, mut is_changed) = (Vec::with_capacity(part.len()), false);
                 for line in part.split_inclusive(|byte| *byte == b'\n') {
-                    let other = self.document(line, true)?;
+                    let other = self.document(line, true, true)?;
                     is_changed |= other.is_some();
                     out.extend_from_slice(other.as_deref().unwrap_or(line));
                 }
@@ -155,14 +160,14 @@ impl Renamer {
         Ok(other.unwrap_or(part))
     }
 
-    /// A document, changed; `None` if it is as it was.
-    fn document(&self, text: &[u8], in_parts: bool) -> Result<Option<Vec<u8>>, RenameError> {
+    /// A document, changed; `None` if it is as it was. Others may be packed in it, or not.
+    fn document(&self, text: &[u8], in_parts: bool, may_pack: bool) -> Result<Option<Vec<u8>>, RenameError> {
         if !may_name(text) {
             return Ok(None);
         }
         let text_only = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text);
         let before = text.len() - text_only.len();
-        let Some(found) = names(text_only, Of::Answer) else {
+        let Some((found, packed)) = names_and_packed(text_only, Of::Answer) else {
             // What does not even begin like JSON names no tool.
             let begins = text_only.trim_ascii_start().first();
             return if matches!(begins, Some(b'{' | b'[')) { Err(RenameError::Form) } else { Ok(None) };
@@ -173,6 +178,15 @@ impl Renamer {
                 Some(own) => edits.replace(at.start + before..at.end + before, quoted(own)),
                 None if in_parts && self.may_be_part(&name) => return Err(RenameError::Parts),
                 None => {}
+            }
+        }
+        for at in packed.into_iter().filter(|_| may_pack) {
+            let inner = text_only.get(at.clone()).and_then(|text| Value::parse(text).ok());
+            let inner = inner.as_ref().and_then(Value::text).and_then(|text| unpacked(text.as_bytes()));
+            // What is no base64, nobody reads.
+            let Some(inner) = inner else { continue };
+            if let Some(other) = self.document(&inner, in_parts, false)? {
+                edits.replace(at.start + before..at.end + before, quoted(&BASE64.encode(other)));
             }
         }
         Ok((!edits.is_empty()).then(|| edits.apply(text)))
@@ -186,9 +200,10 @@ impl Renamer {
 }
 
 /// Whether there may be a name: in most events there is none, and they need not be read. All members that hold one end so; an
-/// escape may be any letter.
+/// escape may be any letter, and a document that is packed have any name.
 fn may_name(text: &[u8]) -> bool {
     memchr::memmem::find(text, b"name\"").is_some()
         || memchr::memmem::find(text, b"tool").is_some()
+        || memchr::memmem::find(text, b"bytes\"").is_some()
         || memchr::memmem::find(text, b"\\u").is_some()
 }

@@ -1,5 +1,7 @@
 //! Tools renamed in each dialect, and back, however it is cut.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use proptest::prelude::*;
 
 use super::*;
@@ -309,6 +311,45 @@ fn nothing_waits_for_more_than_the_event_at_hand() {
     assert_eq!(push(":2}\n\n"), Ok("data: {\"b\":2}\n\n".to_owned()));
 }
 
+/// A document as Bedrock packs it.
+fn packed(text: &str) -> String {
+    BASE64.encode(text)
+}
+
+#[test]
+fn what_is_packed_has_the_clients_names_too() {
+    let block = |name: &str| format!(r#"{{"content_block":{{"type":"tool_use","name":"{name}"}}}}"#);
+    let (came, want) = (packed(&block("run_command")), packed(&block("shell")));
+    for text in [
+        "{\"bytes\":\"X\",\"p\":\"abc\"}",
+        "[{\"a\":1.0}, {\"b\\u0079tes\": \"X\" }]",
+        "{\"response\":{\"bytes\":\"X\"}}",
+        "{\"message\":{\"bytes\":\"X\"}}",
+        "{\"delta\":{\"bytes\":\"X\"},\"name\":\"run_command\"}",
+        "\u{feff}{\"x_groq\":{\"bytes\":\"X\"}}",
+    ] {
+        let got = read(Format::Json, &[text.replace('X', &came).as_bytes()]);
+        assert_eq!(got, Ok((text.replace('X', &want), true)), "{text}");
+    }
+    let events = "data: {\"bytes\":\"X\"}\n\ndata: {\"bytes\":\"\"}\n\n";
+    let got = read(Format::EventStream, &[events.replace('X', &came).as_bytes()]);
+    assert_eq!(got, Ok((events.replace('X', &want), true)));
+    // What nobody unpacks, in any way, stays: no base64, another's bytes, what is packed twice.
+    let twice = packed(&format!("{{\"bytes\":\"{came}\"}}"));
+    for text in ["run_command", came.trim_end_matches('='), &format!("{came}{came}="), &twice, ""] {
+        let text = format!("{{\"bytes\":\"{text}\"}}");
+        assert_eq!(read(Format::Json, &[text.as_bytes()]), Ok((text.clone(), false)));
+    }
+    let other = format!("{{\"choices\":[{{\"logprobs\":{{\"bytes\":\"{came}\"}}}}]}}");
+    assert_eq!(read(Format::Json, &[other.as_bytes()]), Ok((other.clone(), false)));
+    // And what can't be changed does not go on.
+    let event = |inner: &str| {
+        read(Format::EventStream, &[format!("data: {{\"bytes\":\"{}\"}}\n\n", packed(inner)).as_bytes()])
+    };
+    assert_eq!(event(&block("run_")), Err(RenameError::Parts));
+    assert_eq!(event("{\"name\":"), Err(RenameError::Form));
+}
+
 /// Documents in which any member may lead to any other that a reader of answers looks into.
 fn document() -> impl Strategy<Value = String> {
     const LEADS: [&str; 24] = [
@@ -375,10 +416,18 @@ fn who_reads_what_is_wrapped_sees_the_clients_names() {
     }
 }
 
+/// The same, some of them packed in another.
+fn perhaps_packed() -> impl Strategy<Value = String> {
+    let wraps = ["{\"bytes\":\"X\"}", "{\"response\":{\"bytes\":\"X\"}}", "[{\"delta\":{\"bytes\":\"X\"}}]"];
+    let within = (document(), proptest::sample::select(wraps.to_vec()))
+        .prop_map(|(document, wrap)| wrap.replace('X', &packed(&document)));
+    prop_oneof![2 => document(), 1 => within]
+}
+
 proptest! {
     /// What reads an answer finds no name of the model's where names were changed back.
     #[test]
-    fn who_reads_an_answer_sees_the_clients_names(came in document()) {
+    fn who_reads_an_answer_sees_the_clients_names(came in perhaps_packed()) {
         let (got, _) = read(Format::Json, &[came.as_bytes()]).expect("not too deep");
         for follows in [false, true] {
             let reader = Reader::new(Format::Json);

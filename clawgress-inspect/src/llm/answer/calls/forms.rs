@@ -1,6 +1,6 @@
 //! Where each dialect has its calls, whole and in parts. Must never pass over one that a client of the dialect would take.
 
-use super::super::places::is_call;
+use super::super::places::{is_call, is_packed};
 use super::{Calls, CallsError, Key, Order, Part};
 use crate::tool::Value;
 
@@ -12,22 +12,19 @@ const WRAPPED_MAX: u8 = 2;
 // === impl Calls ===
 
 impl Calls {
-    /// A document, or an array of them (of Gemini, and of servers that stream nothing).
-    pub(super) fn read(&mut self, value: &Value) {
+    /// A document, or an array of them (of Gemini, and of servers that stream nothing), in all dialects at once: they differ in
+    /// their names. Others may be packed in it, or not.
+    pub(super) fn read(&mut self, value: &Value, may_pack: bool) {
         match value {
-            Value::Array(all) => all.iter().for_each(|value| self.forms(value)),
-            value => self.forms(value),
+            Value::Array(all) => all.iter().for_each(|value| self.wrapped(value, (0, may_pack))),
+            value => self.wrapped(value, (0, may_pack)),
         }
     }
 
-    /// In all dialects at once: they differ in their names.
-    pub(super) fn forms(&mut self, root: &Value) {
-        self.wrapped(root, 0);
-    }
-
-    fn wrapped(&mut self, root: &Value, depth: u8) {
-        if let Some(packed) = root.member("bytes").and_then(Value::text) {
-            self.packed_once(packed, depth);
+    fn wrapped(&mut self, root: &Value, (depth, may_pack): (u8, bool)) {
+        if may_pack {
+            let packed = root.members().iter().filter(|(name, _)| is_packed(name));
+            packed.filter_map(|(_, value)| value.text()).for_each(|text| self.packed(text));
         }
         self.choices(root);
         self.blocks(root);
@@ -46,16 +43,10 @@ impl Calls {
         if let Some(inner) = root.member("response").filter(|inner| !inner.members().is_empty())
             && depth < WRAPPED_MAX
         {
-            self.wrapped(inner, depth + 1);
+            self.wrapped(inner, (depth + 1, may_pack));
         }
         if is_end(root) {
             self.close(|_| true);
-        }
-    }
-
-    fn packed_once(&mut self, text: &str, depth: u8) {
-        if depth == 0 {
-            self.packed(text);
         }
     }
 

@@ -1,5 +1,8 @@
 //! Calls of every dialect, whole however they are cut, and told in each way that clients may take them.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
 use super::super::{Format, Reader};
 use super::*;
 

@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::llm::answer::Count;
-use crate::llm::answer::places::{is_calls, is_turn, is_wrap};
+use crate::llm::answer::places::{is_calls, is_packed, is_turn, is_wrap};
 
 // === impl Node ===
 
@@ -58,7 +58,7 @@ fn top(name: &str, more: u8) -> Node {
         name if more > 0 && is_wrap(name) => Node::Top(more - 1),
         "results" => Node::Results,
         "error" => Node::Error,
-        "bytes" => Node::Packed,
+        name if is_packed(name) => Node::Packed,
         "done" => Node::Done,
         "status" => Node::Status,
         "embedding" | "embeddings" => Node::Vectors,
