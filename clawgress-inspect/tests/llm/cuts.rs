@@ -34,9 +34,16 @@ pub fn golden(name: &str) -> Vec<u8> {
 
 /// Fixtures of answers, or of requests.
 pub fn names(are_answers: bool) -> Vec<String> {
-    let all = std::fs::read_dir(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"));
-    let names = all.expect("fixtures").map(|e| e.expect("entry").file_name().into_string().expect("name"));
-    let mut names: Vec<_> = names.filter(|name| name.contains("_answer.") == are_answers).collect();
+    all_of("").into_iter().filter(|name| name.contains("_answer.") == are_answers).collect()
+}
+
+/// Fixtures of this folder, each with what [`golden`] takes.
+pub fn all_of(folder: &str) -> Vec<String> {
+    let all = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(folder);
+    let all = std::fs::read_dir(all).expect("fixtures").map(|entry| entry.expect("entry"));
+    let files = all.filter(|entry| entry.file_type().expect("a type").is_file());
+    let names = files.map(|entry| entry.file_name().into_string().expect("name"));
+    let mut names: Vec<_> = names.map(|name| format!("{folder}{name}")).collect();
     names.sort();
     names
 }
