@@ -9,7 +9,7 @@ use std::time::Duration;
 use clawgress_inspect::llm::answer::{Editor, Following, Format, Reader};
 use clawgress_inspect::llm::change::{Wanted, changed};
 use clawgress_inspect::llm::rename::Renamer;
-use clawgress_inspect::llm::{Provenance, Surface, Target, route};
+use clawgress_inspect::llm::{Estimator, Provenance, Surface, Target, route};
 use clawgress_inspect::payload::{Claims, Inspector, Limits};
 use clawgress_inspect::prompt::{BUILT_IN, Rules};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -50,6 +50,35 @@ fn requests(c: &mut Criterion) {
         has_body: true,
     };
     group.bench_function("route", |b| b.iter(|| route(&[], black_box(&target))));
+    group.finish();
+}
+
+/// The estimate alone, of 4 KiB: prose, what an agent sends, another alphabet, and what changes its kind with every byte, so that no
+/// text takes longer.
+fn estimates(c: &mut Criterion) {
+    let prose =
+        "Please read the report below, all of it, and tell me what changed since last week. ".repeat(64);
+    let other = "Сообщите, что изменилось; 変更点を教えてください。".repeat(64);
+    let worst = "A1 b,".repeat(1024);
+    let agent = chat::agent(4096);
+    let mut group = c.benchmark_group("estimate of 4 KiB");
+    group.throughput(Throughput::Bytes(4096));
+    for (name, text) in [
+        ("prose", prose.as_bytes()),
+        ("of an agent", &agent[..]),
+        ("other alphabets", other.as_bytes()),
+        ("of all kinds", worst.as_bytes()),
+    ] {
+        let text = text.get(..4096).unwrap();
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let mut estimator = Estimator::default();
+                estimator.push(black_box(text));
+                estimator.end();
+                estimator.tokens()
+            });
+        });
+    }
     group.finish();
 }
 
@@ -161,6 +190,6 @@ fn answers(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().measurement_time(Duration::from_secs(2)).sample_size(30);
-    targets = requests, answers
+    targets = estimates, requests, answers
 }
 criterion_main!(benches);
