@@ -556,8 +556,12 @@ impl ProxyHttp for App {
         });
         context.reason = reason;
         let mut error_code = self.replace_withheld(session, context, true).await.unwrap_or_default();
-        if let (Some(reason), Some(exchange), None) = (reason, &context.exchange, session.response_written())
-        {
+        // What says that an answer is to come is none, but where it is the last.
+        let is_answer = |head: &&ResponseHeader| {
+            !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
+        };
+        let answered = session.response_written().filter(is_answer);
+        if let (Some(reason), Some(exchange), None) = (reason, &context.exchange, answered) {
             let of_proxy = || Client::of_proxy(false);
             let client = context.front.as_ref().map_or_else(of_proxy, |front| front.client());
             error_code = page::status_as(client, reason);

@@ -90,17 +90,17 @@ impl Context {
             exchange.found(findings.iter());
             change.into_iter().for_each(|change| exchange.changed(change));
         }
-        let is_failed =
-            reason.is_some_and(|reason| is_of_attempt(reason) || reason == DropReason::UpstreamFailed);
         let is_unanswered = self.granted.as_ref().is_some_and(|granted| granted.is_unanswered());
-        let is_left = is_unanswered && self.status.is_none() && !is_failed;
+        // Of what says that an answer is to come (1xx) none has to, but where it opens a WebSocket.
+        let has_none = self.status.is_none_or(|status| status < 200 && status != 101);
+        let is_left = is_unanswered && has_none && !reason.is_some_and(is_of_attempt);
         let is_success = self.status.is_some_and(|status| (200..300).contains(&status));
         let answer = self.answer.take().map(Coming::finish).or(self.partial.take());
         let is_queued = answer.as_ref().is_some_and(|answer| answer.is_queued);
         let tokens = match self.granted.as_ref().and_then(|granted| granted.call()) {
             // Also of what can't be read, if anything came back.
             Some(call) if is_success => call.tokens(answer.unwrap_or_default(), true),
-            // Its client did not wait, or it was cut: the provider has it, and says no more what it counts.
+            // The provider has it, and nobody says what it counts: it never answered, its client did not wait, or it was cut.
             Some(call) if is_left => call.tokens(Answer::default(), true),
             Some(call) => answer.and_then(|answer| call.tokens(answer, false)),
             None => answer.and_then(model::tokens),

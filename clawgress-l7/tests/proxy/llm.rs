@@ -62,6 +62,12 @@ async fn model(mut stream: TcpStream, seen: Arc<Seen>) {
             let _ = stream.read_buf(&mut held).await;
             return;
         }
+        if text.contains("hang up") {
+            if text.contains("soon") {
+                let _ = stream.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n").await;
+            }
+            return;
+        }
         let is_stream = text.contains("\"stream\":true");
         let mut out = Vec::new();
         if is_stream {
@@ -189,6 +195,34 @@ async fn a_call_whose_client_leaves_counts_as_what_was_sent() {
     assert!(tokens.estimated && tokens.input > 0 && tokens.output == 0, "{tokens:?}");
     assert_eq!(tokens.model.as_deref(), Some("gpt-5-mini"));
     assert!(outcome.cost.is_some() && outcome.status.is_none(), "{outcome:?}");
+}
+
+/// Nor does it matter whether the provider ever answers, as long as it has all of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_never_answered_counts_as_what_was_sent() {
+    let site = Site::start(POLICY, true, "").await;
+    let said = |what: &str| {
+        format!(
+            r#"{{"model":"gpt-5-mini","messages":[{{"role":"user","content":"{what}, but think of it"}}]}}"#
+        )
+    };
+    // The second says that an answer is to come.
+    for (n, what) in ["hang up", "hang up soon"].into_iter().enumerate() {
+        let mut client = site.gateway.client().await;
+        site.send(&mut client, CHAT, "", said(what).as_bytes()).await;
+        client.until("x-clawgress-reason: upstream_failed").await;
+        let outcome = site.record(RecordKind::Outcome, n).await;
+        let tokens = outcome.tokens.as_ref().expect("counted");
+        assert!(tokens.estimated && tokens.input > 0 && tokens.output == 0, "{what}: {tokens:?}");
+        assert_eq!(tokens.model.as_deref(), Some("gpt-5-mini"), "{what}");
+        assert!(outcome.cost.is_some() && outcome.status == Some(502), "{what}: {outcome:?}");
+    }
+    // Who was never reached has nothing.
+    site.upstream.stop().await;
+    let answer = site.ask(CHAT, "", said("hang up").as_bytes()).await;
+    assert_eq!((answer.status, answer.reason()), (502, "upstream_failed"));
+    let outcome = site.record(RecordKind::Outcome, 2).await;
+    assert_eq!((outcome.tokens, outcome.cost), (None, None));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
@@ -78,6 +79,14 @@ impl Upstream {
             }
         });
         Upstream { address, seen, certificate, task: task.abort_handle() }
+    }
+
+    /// Listens no more: who dials it is refused.
+    pub async fn stop(&self) {
+        self.task.abort();
+        while TcpStream::connect(self.address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Notes bytes and answers nothing.
