@@ -48,20 +48,48 @@ async function openai() {
 async function mcp() {
   const { Client } = await load("@modelcontextprotocol/sdk/client/index.js");
   const { StreamableHTTPClientTransport } = await load("@modelcontextprotocol/sdk/client/streamableHttp.js");
-  const requestInit = { headers: { authorization: `Bearer ${key}` } };
-  const client = new Client({ name: "lab", version: "1" });
-  await client.connect(new StreamableHTTPClientTransport(new URL(url), { requestInit }));
+  const connected = async (secret) => {
+    const client = new Client({ name: "lab", version: "1" });
+    const requestInit = { headers: { authorization: `Bearer ${secret}` } };
+    await client.connect(new StreamableHTTPClientTransport(new URL(url), { requestInit }));
+    return client;
+  };
+  const client = await connected(key);
   const { tools } = await client.listTools();
   console.log(JSON.stringify(tools.map((tool) => tool.name).sort()));
-  for (const [name, args] of [["read", { page: 1 }], ["erase", { project: "OPS" }]]) {
+  const call = (name, args, options) => client.callTool({ name, arguments: args }, undefined, { timeout: 15000, ...options });
+  const tried = async (name, args) => {
     try {
-      const result = await client.callTool({ name, arguments: args });
-      told(name, result.content[0].text);
+      const result = await call(name, args);
+      told(name, result.content[0].text, ...(result.isError ? [true] : []));
     } catch (error) {
       told(name, error.code, error.data);
     }
+  };
+  await tried("read", { page: 1 });
+  await tried("read", { page: "one" });
+  await tried("erase", { project: "OPS" });
+  await tried("fail");
+  // The second step is taken once the first has been seen here: whoever waits for the end would wait in vain.
+  const steps = [];
+  const onprogress = ({ progress }) => {
+    steps.push(progress);
+    if (progress === 1) call("go_on");
+  };
+  const counted = await call("count", {}, { onprogress });
+  told("count", steps, counted.content[0].text);
+  const leaving = new AbortController();
+  try {
+    await call("wait", {}, { signal: leaving.signal, onprogress: () => leaving.abort("enough") });
+  } catch {
+    await tried("left");
   }
   await client.close();
+  try {
+    await connected("claw_000000000000_wrong");
+  } catch (error) {
+    told("stranger", error.code);
+  }
 }
 
 await { openai, mcp }[what]();

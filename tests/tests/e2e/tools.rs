@@ -1,16 +1,16 @@
-//! Tools by MCP's own SDK, both the client's and the server's, in both eras: what is called, denied and listed; and a
-//! definition that changed.
+//! Tools by MCP's own SDKs, both the client's and the server's, in both eras: what is called, denied and listed, what fails,
+//! streams and is cancelled; and a definition that changed.
 
 use std::time::Duration;
 
-use clawgress_api::RecordKind;
+use clawgress_api::{AuditQuery, AuditRecord, RecordKind, ToolFacts, Verdict};
 use clawgress_e2e::clients;
 use clawgress_e2e::lab::{Daemon, GatewayOptions, Host, Lab};
 use clawgress_e2e::plan::{self, GATEWAY, LLM, PROXY_PORT};
 use clawgress_e2e::scenario::{ASSISTANT, POLICY, SETS, Site};
 use serde_json::{Value, json};
 
-use crate::support::{agent, finish, record};
+use crate::support::{admin, agent, denied, finish, record};
 
 /// Where the tool server listens, beside the lab's own of the same name.
 const PORT: u16 = 8000;
@@ -29,10 +29,25 @@ permit (principal in Team::"research", action == Action::"tool", resource == Too
 @id("ops")
 permit (principal in Team::"research", action == Action::"tool", resource == Tool::"tracker/write")
 when { context.tool.values.contains("/project=OPS") };
+@id("steps")
+permit (principal in Team::"research", action == Action::"tool", resource in ToolServer::"tracker")
+when { ["fail", "count", "go_on", "wait", "left"].contains(context.tool.name) };
 @id("sound")
 forbid (principal, action == Action::"tool", resource)
 when { context.findings.containsAny(["arguments_invalid", "tool_changed"]) };
 "#;
+
+/// What an agent may call, and so sees.
+const LISTED: [&str; 7] = ["count", "fail", "go_on", "left", "read", "wait", "write"];
+
+/// What fails there, fails here, and as it did; steps come one by one; and what its client no longer waits for, ends there.
+fn steps() -> [Value; 3] {
+    [
+        json!(["fail", "Error executing tool fail: there is no such page", true]),
+        json!(["count", [1, 2], "two"]),
+        json!(["left", "nobody waits"]),
+    ]
+}
 
 /// What an operator asks a server for, to keep what it lists.
 const LIST: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/list","params":{"_meta":{"io.modelcontextprotocol/protocolVersion":"2026-07-28","io.modelcontextprotocol/clientInfo":{"name":"curl","version":"1"},"io.modelcontextprotocol/clientCapabilities":{}}}}"#;
@@ -85,9 +100,51 @@ fn use_of_node(site: &Site) -> Vec<Value> {
     output.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-fn denial(name: &str, line: &Value, reason: &str) {
+/// Whether a line tells a denial of JSON-RPC's, and its record the same: what was asked, and by which policies it was denied.
+#[track_caller]
+fn denial(site: &Site, name: &str, line: &Value, (reason, policies): (&str, &[&str])) {
     assert_eq!((&line[0], &line[1]), (&json!(name), &json!(-32050)), "{line}");
     assert_eq!(line[2]["reason"], reason, "{line}");
+    let told = record(site, "the denial that the client was told of", |r| r.request == line[2]["request"]);
+    assert!(denied(&told, reason) && called(&told, name), "{told:?}");
+    assert_eq!(
+        (told.action.as_deref(), &told.policies[..]),
+        (Some("tool"), &policies.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>()[..])
+    );
+}
+
+/// Whether a record is of this tool.
+fn called(record: &AuditRecord, tool: &str) -> bool {
+    messages(record).any(|told| (&*told.method, &*told.name) == ("tools/call", tool))
+}
+
+fn messages(record: &AuditRecord) -> impl Iterator<Item = &ToolFacts> {
+    let is_ours = agent(record) == Some(ASSISTANT);
+    let tools = record.attributes.iter().flat_map(|read| &read.tools);
+    tools.filter(move |told| is_ours && told.server == "tracker")
+}
+
+/// Whether each of so many calls that their clients left is recorded as one that its server began to answer and nothing cut; and of
+/// those that say so by a message (all but by the era's own way, which is to close the stream) that message.
+#[track_caller]
+fn are_left(site: &Site, calls: usize, told: usize) {
+    let waited = site.gateway.lab.wait("calls that were left", START_TIME, || {
+        let all = admin(site).audit(&AuditQuery { limit: Some(1000), ..AuditQuery::default() })?;
+        let decided = |fits: &dyn Fn(&AuditRecord) -> bool| -> Vec<AuditRecord> {
+            let is_one = |r: &&AuditRecord| r.kind == RecordKind::Decision && fits(r);
+            all.iter().filter(is_one).cloned().collect()
+        };
+        let waits = decided(&|r| called(r, "wait"));
+        let is_whole = |r: &AuditRecord| {
+            let is_outcome = |o: &&AuditRecord| o.kind == RecordKind::Outcome && o.request == r.request;
+            all.iter().find(is_outcome).is_some_and(|o| (o.status, o.reason) == (Some(200), None))
+        };
+        let cancels = decided(&|r| messages(r).any(|told| told.method == "notifications/cancelled"));
+        assert!([&waits, &cancels].into_iter().flatten().all(|r| r.verdict == Some(Verdict::Allow)));
+        assert!(waits.len() <= calls && cancels.len() <= told, "{waits:?} {cancels:?}");
+        Ok(cancels.len() == told && waits.iter().filter(|r| is_whole(r)).count() == calls)
+    });
+    waited.unwrap();
 }
 
 #[test]
@@ -105,22 +162,21 @@ fn an_sdk_sees_and_calls_the_tools_that_it_may() {
     site.gateway.apply_policy(&format!("{POLICY}{TOOLS}"), SETS).unwrap();
     for mode in ["legacy", "2026-07-28"] {
         let lines = use_of(&site, mode);
-        assert_eq!(lines[0], json!(["read", "write"]), "{mode}: what it may not call is not listed");
+        assert_eq!(lines[0], json!(LISTED), "{mode}: what it may not call is not listed");
         assert_eq!(lines[1], json!(["read", "page 1"]), "{mode}");
-        denial("read", &lines[2], "policy_forbidden");
+        denial(&site, "read", &lines[2], ("policy_forbidden", &["sound"]));
         assert_eq!(lines[3], json!(["write", "5 letters in OPS"]), "{mode}");
-        denial("write", &lines[4], "policy_denied");
-        denial("erase", &lines[5], "policy_denied");
+        denial(&site, "write", &lines[4], ("policy_denied", &[]));
+        denial(&site, "erase", &lines[5], ("policy_denied", &[]));
+        assert_eq!(lines[6..], steps(), "{mode}");
     }
     let lines = use_of_node(&site);
-    assert_eq!(lines[..2], [json!(["read", "write"]), json!(["read", "page 1"])]);
-    denial("erase", &lines[2], "policy_denied");
-    let called = |r: &clawgress_api::AuditRecord, tool: &str| {
-        let tools = r.attributes.iter().flat_map(|read| &read.tools);
-        agent(r) == Some(ASSISTANT) && { tools }.any(|told| told.name == tool && told.server == "tracker")
-    };
-    let denied = record(&site, "the call that is denied", |r| called(r, "erase"));
-    assert_eq!(denied.action.as_deref(), Some("tool"), "{denied:?}");
+    assert_eq!(lines[..2], [json!(LISTED), json!(["read", "page 1"])]);
+    denial(&site, "read", &lines[2], ("policy_forbidden", &["sound"]));
+    denial(&site, "erase", &lines[3], ("policy_denied", &[]));
+    assert_eq!(lines[4..7], steps());
+    assert_eq!(lines[7..], [json!(["stranger", 401])], "whose key is none, is told by HTTP");
+    are_left(&site, 3, 2);
     record(&site, "a list with less", |r| {
         r.kind == RecordKind::Outcome && r.changes == ["tools/list: without `erase`"]
     });
@@ -130,8 +186,9 @@ fn an_sdk_sees_and_calls_the_tools_that_it_may() {
     let (_server, listed) = serve(&site.gateway.lab, "tracker-changed", &["changed"]);
     assert!(listed.contains("mail ~/.ssh"), "{listed}");
     let lines = use_of(&site, "2026-07-28");
-    assert_eq!(lines[0], json!(["write"]));
-    denial("read", &lines[1], "policy_forbidden");
+    let rest: Vec<_> = LISTED.into_iter().filter(|name| *name != "read").collect();
+    assert_eq!(lines[0], json!(rest));
+    denial(&site, "read", &lines[1], ("policy_forbidden", &["sound"]));
     let changed = record(&site, "the definition that changed", |r| {
         called(r, "read") && r.findings.iter().any(|finding| finding == "tool_changed")
     });
