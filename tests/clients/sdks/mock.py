@@ -1,8 +1,10 @@
 """Models' APIs as their providers have them: `mock.py HOST PORT`. Each answers 11 tokens of prompt with 7, in its own dialect:
-Anthropic's messages, Gemini, Cohere's chat, Bedrock's converse, OpenAI's responses, and its chat, which Mistral's is.
+Anthropic's messages, Gemini, Cohere's chat, Bedrock's converse, OpenAI's responses, and its chat, which Mistral's is. What caches
+had and got, and what was thought, each tells in its own way: within these numbers, or besides.
 
-A prompt with `tool` in it is answered by a call of the tool `look_up`; one with `fail`, `busy` or `broken`, by an error of 400,
-429 or 500; one with `slow` stops after its first text, until the client leaves."""
+A prompt with `tool` in it is answered by a call of the tool `look_up`, in OpenAI's chat and Anthropic's messages one with `two
+tools` by two, the second of which looks up another thing; one with `fail`, `busy` or `broken`, by an error of 400, 429 or 500; one
+with `slow` stops after its first text, until the client leaves."""
 
 import json
 import struct
@@ -12,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TEXT = ["Egress", " is", " governed."]
 ARGUMENTS = {"what": "egress"}
+OTHERS = {"what": "rm -rf /"}
 FAILURES = {"fail": 400, "be busy": 429, "be broken": 500}
 
 
@@ -32,33 +35,40 @@ def sse(payload: dict | str, event: str | None = None) -> bytes:
     return (f"event: {event}\n" if event else "").encode() + f"data: {data}\n\n".encode()
 
 
-def anthropic(tool: bool, stream: bool):
-    usage = {"input_tokens": 11, "output_tokens": 7}
+def parts(arguments: dict) -> list[str]:
+    """Arguments as a stream brings them: no part says what they are."""
+    text = json.dumps(arguments)
+    return [text[:11], text[11:16], text[16:]]
+
+
+def anthropic(calls: list[dict], stream: bool):
+    # What caches had and got counts besides.
+    prompt = {"input_tokens": 11, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 2}
     message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "mock-1", "stop_sequence": None}
-    if tool:
-        block = {"type": "tool_use", "id": "toolu_1", "name": "look_up", "input": ARGUMENTS}
-    else:
-        block = {"type": "text", "text": "".join(TEXT)}
-    stop = "tool_use" if tool else "end_turn"
+    blocks = [{"type": "tool_use", "id": f"toolu_{n}", "name": "look_up", "input": call} for n, call in enumerate(calls)]
+    blocks = blocks or [{"type": "text", "text": "".join(TEXT)}]
+    stop = "tool_use" if calls else "end_turn"
     if not stream:
-        return message | {"content": [block], "stop_reason": stop, "usage": usage}
-    begun = message | {"content": [], "stop_reason": None, "usage": {"input_tokens": 11, "output_tokens": 1}}
-    empty = block | ({"input": {}} if tool else {"text": ""})
-    if tool:
-        deltas = [{"type": "input_json_delta", "partial_json": json.dumps(ARGUMENTS)}]
-    else:
-        deltas = [{"type": "text_delta", "text": text} for text in TEXT]
+        return message | {"content": blocks, "stop_reason": stop, "usage": prompt | {"output_tokens": 7}}
+    begun = message | {"content": [], "stop_reason": None, "usage": prompt | {"output_tokens": 1}}
     events = [{"type": "message_start", "message": begun}]
-    events += [{"type": "content_block_start", "index": 0, "content_block": empty}]
-    events += [{"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas]
-    events += [{"type": "content_block_stop", "index": 0}]
+    for n, block in enumerate(blocks):
+        if calls:
+            empty, deltas = {"input": {}}, [{"type": "input_json_delta", "partial_json": part} for part in parts(block["input"])]
+        else:
+            empty, deltas = {"text": ""}, [{"type": "text_delta", "text": text} for text in TEXT]
+        events += [{"type": "content_block_start", "index": n, "content_block": block | empty}]
+        events += [{"type": "content_block_delta", "index": n, "delta": delta} for delta in deltas]
+        events += [{"type": "content_block_stop", "index": n}]
     delta = {"stop_reason": stop, "stop_sequence": None}
     events += [{"type": "message_delta", "delta": delta, "usage": {"output_tokens": 7}}, {"type": "message_stop"}]
     return [sse(event, event["type"]) for event in events]
 
 
 def gemini(tool: bool, stream: bool):
-    usage = {"promptTokenCount": 11, "candidatesTokenCount": 7, "totalTokenCount": 18, "cachedContentTokenCount": 4}
+    # What was thought counts besides, what a cache had within.
+    usage = {"promptTokenCount": 11, "candidatesTokenCount": 7, "thoughtsTokenCount": 3, "totalTokenCount": 21}
+    usage |= {"cachedContentTokenCount": 4}
     def answer(parts: list, **more) -> dict:
         return {"candidates": [{"content": {"role": "model", "parts": parts}, "index": 0} | more], "modelVersion": "mock-1"}
     parts = [{"functionCall": {"name": "look_up", "args": ARGUMENTS}}] if tool else [{"text": text} for text in TEXT]
@@ -92,7 +102,8 @@ def cohere(tool: bool, stream: bool):
 
 
 def converse(tool: bool, stream: bool):
-    usage = {"inputTokens": 11, "outputTokens": 7, "totalTokens": 18}
+    # As Anthropic's.
+    usage = {"inputTokens": 11, "outputTokens": 7, "totalTokens": 24, "cacheReadInputTokens": 4, "cacheWriteInputTokens": 2}
     use = {"toolUseId": "t1", "name": "look_up"}
     content = [{"toolUse": use | {"input": ARGUMENTS}}] if tool else [{"text": "".join(TEXT)}]
     stop = "tool_use" if tool else "end_turn"
@@ -111,20 +122,25 @@ def converse(tool: bool, stream: bool):
     return [frame(event, payload) for event, payload in events]
 
 
-def openai(tool: bool, stream: bool, told: bool, at_end: bool):
+def openai(calls: list[dict], stream: bool, told: bool, at_end: bool):
     usage = {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}
     usage |= {"prompt_tokens_details": {"cached_tokens": 4}, "completion_tokens_details": {"reasoning_tokens": 3}}
     about = {"id": "chatcmpl-1", "created": 1, "model": "mock-1"}
-    function = {"name": "look_up", "arguments": json.dumps(ARGUMENTS)}
-    call = {"id": "call_1", "type": "function", "function": function}
-    reason = "tool_calls" if tool else "stop"
+    def call(n: int, arguments: str) -> dict:
+        return {"id": f"call_{n}", "type": "function", "function": {"name": "look_up", "arguments": arguments}}
+    reason = "tool_calls" if calls else "stop"
     if not stream:
-        message = {"role": "assistant", "content": None if tool else "".join(TEXT)} | ({"tool_calls": [call]} if tool else {})
+        message = {"role": "assistant", "content": None if calls else "".join(TEXT)}
+        message |= {"tool_calls": [call(n, json.dumps(arguments)) for n, arguments in enumerate(calls)]} if calls else {}
         choice = {"index": 0, "message": message, "finish_reason": reason}
         return about | {"object": "chat.completion", "choices": [choice], "usage": usage}
-    deltas = [{"role": "assistant", "tool_calls": [{"index": 0} | call]}] if tool else [{"role": "assistant", "content": text} for text in TEXT]
+    deltas = [{"content": text} for text in TEXT]
+    if calls:
+        begun = [[{"tool_calls": [{"index": n} | call(n, "")]}] for n in range(len(calls))]
+        rest = [[{"tool_calls": [{"index": n, "function": {"arguments": part}}]} for part in parts(a)] for n, a in enumerate(calls)]
+        deltas = [delta for n in range(len(calls)) for delta in begun[n] + rest[n]]
     about |= {"object": "chat.completion.chunk"}
-    chunks = [about | {"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    chunks = [about | {"choices": [{"index": 0, "delta": {"role": "assistant"} | delta, "finish_reason": None}]} for delta in deltas]
     chunks += [about | {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}]
     if at_end:
         # As Mistral tells it, unasked.
@@ -197,13 +213,14 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.body())
         path = self.path.split("?")[0]
         text = json.dumps(asked)
-        tool, stream = "use a tool" in text, asked.get("stream") is True or "tream" in path
+        calls = [ARGUMENTS, OTHERS] if "use two tools" in text else [ARGUMENTS] if "use a tool" in text else []
+        tool, stream = bool(calls), asked.get("stream") is True or "tream" in path
         failing = [status for word, status in FAILURES.items() if f"please {word}" in text]
         if failing:
             error = {"type": "invalid_request_error", "message": "it fails"}
             return self.reply(failing[0], "application/json", json.dumps({"type": "error", "message": "it fails", "error": error}).encode())
         if path.endswith("/messages"):
-            answer = anthropic(tool, stream)
+            answer = anthropic(calls, stream)
         elif path.endswith("/chat") and "/v2" in path:
             answer = cohere(tool, stream)
         elif "/converse" in path:
@@ -214,7 +231,7 @@ class Handler(BaseHTTPRequestHandler):
             answer = responses(tool, stream)
         else:
             told = asked.get("stream_options", {}).get("include_usage", False)
-            answer = openai(tool, stream, told, "mistral" in self.headers.get("User-Agent", ""))
+            answer = openai(calls, stream, told, "mistral" in self.headers.get("User-Agent", ""))
         if not stream:
             return self.reply(200, "application/json", json.dumps(answer).encode())
         kind = "application/vnd.amazon.eventstream" if "/converse" in path else "text/event-stream"

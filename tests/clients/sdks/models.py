@@ -1,5 +1,6 @@
 """Models by their providers' SDKs: `models.py SDK BASE KEY`. Prints one line of JSON for each thing that came of it: what was
-asked, what came, and the tokens that the SDK was told."""
+asked, what came, and the tokens that the SDK was told. `SDK calls` has it ask for streams with calls of tools in them alone, and
+tell what came of each: texts, calls, and whether it was whole."""
 
 import json
 import os
@@ -8,6 +9,7 @@ import sys
 sdk, base, key = sys.argv[1:4]
 os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 ASK, TOOL, FAIL, SLOW = "What is it?", "Please use a tool.", "It should please fail.", "Please be slow."
+TWO = "Please use two tools."
 # What fails, and by which prompt.
 FAILS = [("fail", FAIL), ("busy", "It should please be busy."), ("broken", "It should please be broken.")]
 LOOK_UP = {"type": "object", "properties": {"what": {"type": "string"}}, "required": ["what"]}
@@ -48,13 +50,33 @@ def left(events, is_text=lambda event: True) -> None:
     told("cancel", "left", None)
 
 
+def streamed(ask) -> None:
+    """What comes of streams with calls in them, of which one is denied, and of one behind that."""
+    from httpx2 import HTTPError
+
+    for what, text in [("one", TOOL), ("two", TWO), ("after", ASK)]:
+        said, calls, end = [], {}, "whole"
+        try:
+            for kind, n, part in ask(text):
+                if kind == "text":
+                    said.append(part)
+                else:
+                    calls.setdefault(n, {"name": "", "arguments": ""})[kind] += part
+        except HTTPError:
+            end = "cut"
+        print(json.dumps([what, "".join(said), [[call["name"], call["arguments"]] for call in calls.values()], end]), flush=True)
+
+
+def anthropic_asked(text: str, model: str = "mock-1") -> dict:
+    tools = [{"name": "look_up", "description": "looks", "input_schema": LOOK_UP}] if text in (TOOL, TWO) else []
+    return {"model": model, "max_tokens": 50, "messages": [{"role": "user", "content": text}]} | ({"tools": tools} if tools else {})
+
+
 def anthropic() -> None:
     from anthropic import Anthropic
 
     client = Anthropic(base_url=base, api_key=key, max_retries=0, timeout=15)
-    def asked(text: str, model: str = "mock-1") -> dict:
-        tools = [{"name": "look_up", "description": "looks", "input_schema": LOOK_UP}] if text == TOOL else []
-        return {"model": model, "max_tokens": 50, "messages": [{"role": "user", "content": text}]} | ({"tools": tools} if tools else {})
+    asked = anthropic_asked
     whole = client.messages.create(**asked(ASK))
     told("whole", whole.content[0].text, (whole.usage.input_tokens, whole.usage.output_tokens))
     for what, text in [("stream", ASK), ("tool", TOOL)]:
@@ -65,6 +87,21 @@ def anthropic() -> None:
     failed(lambda text: client.messages.create(**asked(text)))
     tried("denied", lambda: client.messages.create(**asked(ASK, "mock-2")))
     left(client.messages.create(**asked(SLOW), stream=True), lambda event: event.type == "content_block_delta")
+
+
+def anthropic_calls() -> None:
+    from anthropic import Anthropic
+
+    client = Anthropic(base_url=base, api_key=key, max_retries=0, timeout=15)
+    def ask(text: str):
+        for event in client.messages.create(**anthropic_asked(text), stream=True):
+            if event.type == "content_block_start" and event.content_block.type == "tool_use":
+                yield "name", event.index, event.content_block.name
+            if event.type == "content_block_delta":
+                part = getattr(event.delta, "text", None)
+                yield ("text", event.index, part) if part else ("arguments", event.index, event.delta.partial_json)
+    streamed(ask)
+    tried("whole", lambda: client.messages.create(**anthropic_asked(TWO)))
 
 
 def google() -> None:
@@ -230,12 +267,14 @@ def openai_client():
     return OpenAI(base_url=base, api_key=key, max_retries=0, timeout=15)
 
 
-def chat() -> None:
-    client = openai_client()
+def chat_asked(text: str, model: str = "mock-1", **more) -> dict:
     tools = [{"type": "function", "function": {"name": "look_up", "description": "looks", "parameters": LOOK_UP}}]
-    def asked(text: str, model: str = "mock-1", **more) -> dict:
-        more |= {"tools": tools} if text == TOOL else {}
-        return {"model": model, "messages": [{"role": "user", "content": text}]} | more
+    more |= {"tools": tools} if text in (TOOL, TWO) else {}
+    return {"model": model, "messages": [{"role": "user", "content": text}]} | more
+
+
+def chat() -> None:
+    client, asked = openai_client(), chat_asked
     def usage(of) -> tuple:
         return (of.prompt_tokens, of.completion_tokens)
     whole = client.chat.completions.create(**asked(ASK))
@@ -253,6 +292,19 @@ def chat() -> None:
     failed(lambda text: client.chat.completions.create(**asked(text)))
     tried("denied", lambda: client.chat.completions.create(**asked(ASK, "mock-2")))
     left(client.chat.completions.create(**asked(SLOW, stream=True)))
+
+
+def chat_calls() -> None:
+    client = openai_client()
+    def ask(text: str):
+        for chunk in client.chat.completions.create(**chat_asked(text, stream=True)):
+            for choice in chunk.choices:
+                yield "text", 0, choice.delta.content or ""
+                for call in choice.delta.tool_calls or []:
+                    yield "name", call.index, call.function.name or ""
+                    yield "arguments", call.index, call.function.arguments or ""
+    streamed(ask)
+    tried("whole", lambda: client.chat.completions.create(**chat_asked(TWO)))
 
 
 def responses() -> None:
@@ -287,4 +339,6 @@ def responses() -> None:
     "boto3": bedrock,
     "litellm": litellm,
     "langchain-openai": langchain,
+    "openai calls": chat_calls,
+    "anthropic calls": anthropic_calls,
 }[sdk]()

@@ -1,13 +1,15 @@
 //! Models by the SDKs of their providers, each in its own dialect, through a base URL of the gateway's: whole, streamed, with
-//! tools, failed, denied, and left in the middle. Tokens are those that the server told, to the token.
+//! tools, failed, denied, and left in the middle. Tokens are those that the server told, to the token; and calls of tools that
+//! stream are judged before their clients see any of them.
 
 use std::time::Duration;
 
-use clawgress_api::{AuditQuery, AuditRecord, CallCost, RecordKind};
+use clawgress_api::{AuditQuery, AuditRecord, CallCost, RecordKind, TokenUsage};
 use clawgress_e2e::clients;
 use clawgress_e2e::lab::{Daemon, GatewayOptions, Host, Lab};
 use clawgress_e2e::plan::{self, GATEWAY, LLM, PROXY_PORT};
 use clawgress_e2e::scenario::{POLICY, SETS, Site};
+use clawgress_ebpf_common::DropReason;
 use serde_json::{Value, json};
 
 use crate::support::{admin, finish, record, to_host};
@@ -40,27 +42,32 @@ const SDKS: [(&str, &str, &str); 9] = [
 
 /// What the mock's model costs, 10⁻¹² USD for a token of each kind and for a request: no two alike, so that none is taken for
 /// another.
-const PRICES: &str = "lab\t^mock-1\t-\t0\t3000000\t300000\t-\t15000000\t20000000\t500000000\tthe lab\n";
+const PRICES: &str = "lab\t^mock-1\t-\t0\t3000000\t300000\t3750000\t15000000\t20000000\t500000000\tthe lab\n";
 
-/// What the mock tells of tokens by this surface, in the price of each, 10⁻⁹ USD: of OpenAI's dialect 4 of 11 were cached and 3
-/// of 7 reasoning, of Gemini's 4 cached.
-fn cost(surface: &str) -> u64 {
-    let (cached, reasoning) = match surface {
-        "chat_completions" | "responses" => (4, 3),
-        "generate_content" => (4, 0),
-        _ => (0, 0),
+/// What the mock tells of tokens by this surface. Of OpenAI's dialect 4 of 11 were cached and 3 of 7 reasoning; of Gemini's 4
+/// were cached and 3 more thought; Anthropic and Bedrock tell of 4 cached and 2 written besides the 11.
+fn used(surface: &str) -> TokenUsage {
+    let (input, cached, cache_written) = match surface {
+        "chat_completions" | "responses" | "generate_content" => (11, 4, 0),
+        "messages" | "converse" => (11 + 4 + 2, 4, 2),
+        _ => (11, 0, 0),
     };
-    let tokens = (11 - cached) * 3_000 + cached * 300 + (7 - reasoning) * 15_000 + reasoning * 20_000;
-    tokens + 500_000
+    let (output, reasoning) = match surface {
+        "chat_completions" | "responses" => (7, 3),
+        "generate_content" => (7 + 3, 3),
+        _ => (7, 0),
+    };
+    let model = Some("mock-1".to_owned());
+    TokenUsage { model, input, output, cached, cache_written, reasoning, ..TokenUsage::default() }
 }
 
-/// Whether an outcome has that cost.
-#[track_caller]
-fn costs(outcome: &AuditRecord, surface: &str) {
-    let Some(CallCost::Priced { nano_usd, source, estimated: false }) = &outcome.cost else {
-        panic!("{surface}: {outcome:#?}");
-    };
-    assert_eq!((*nano_usd, source.as_str()), (cost(surface), "the lab"), "{surface}: {outcome:#?}");
+/// What so many tokens cost, by the price of each kind.
+fn cost(tokens: &TokenUsage) -> CallCost {
+    let TokenUsage { input, output, cached, cache_written, reasoning, estimated, .. } = *tokens;
+    let asked = (input - cached - cache_written) * 3_000 + cached * 300 + cache_written * 3_750;
+    let answered = (output - reasoning) * 15_000 + reasoning * 20_000;
+    let nano_usd = asked + answered + 500_000;
+    CallCost::Priced { nano_usd, source: "the lab".to_owned(), estimated }
 }
 
 /// A site before a mock of all providers.
@@ -145,18 +152,18 @@ fn are_counted(site: &Site, surface: &str, sdks: usize) {
         all.iter().partition(|r| r.tokens.as_ref().is_some_and(|tokens| tokens.estimated));
     assert_eq!((exact.len(), left.len()), (3 * sdks, sdks), "{surface}: {all:#?}");
     for outcome in exact {
-        let tokens = outcome.tokens.as_ref().unwrap();
-        assert_eq!((tokens.input, tokens.output), (11, 7), "{surface}: {outcome:#?}");
-        costs(outcome, surface);
+        let wanted = used(surface);
+        assert_eq!(outcome.cost, Some(cost(&wanted)), "{surface}: {outcome:#?}");
+        assert_eq!(outcome.tokens, Some(wanted), "{surface}: {outcome:#?}");
     }
     for outcome in left {
         let tokens = outcome.tokens.as_ref().unwrap();
         // Anthropic's streams begin with the count of the prompt.
-        let is_input = if surface == "messages" { tokens.input == 11 } else { tokens.input > 0 };
+        let told = |tokens: &TokenUsage| (tokens.input, tokens.cached, tokens.cache_written);
+        let is_input =
+            if surface == "messages" { told(tokens) == told(&used(surface)) } else { tokens.input > 0 };
         assert!(is_input && (1..7).contains(&tokens.output), "{surface}: {outcome:#?}");
-        let nano_usd = tokens.input * 3_000 + tokens.output * 15_000 + 500_000;
-        let cost = CallCost::Priced { nano_usd, source: "the lab".to_owned(), estimated: true };
-        assert_eq!(outcome.cost, Some(cost), "{surface}: {outcome:#?}");
+        assert_eq!(outcome.cost, Some(cost(tokens)), "{surface}: {outcome:#?}");
     }
     for status in [400, 429, 500] {
         for outcome in outcomes_of(status, sdks) {
@@ -183,6 +190,53 @@ fn sdks_of_providers_are_governed_and_counted() {
         to_host(r, LLM) && r.attributes.iter().flat_map(|read| &read.llm).any(|call| call.model == "mock-2")
     });
     assert_eq!(denied.action.as_deref(), Some("llm"), "{denied:?}");
+    finish(site);
+}
+
+/// What may come back: no call that wipes anything.
+const CALLS: &str = r#"
+@id("answers")
+permit (principal in Team::"research", action == Action::"receive", resource);
+@id("no-wiping")
+forbid (principal, action == Action::"receive", resource)
+when { context.call.name == "look_up" && context.call.arguments like "*rm -rf*" };
+"#;
+
+/// A stream's calls of tools wait until they are whole and judged: an SDK sees those that may pass as they were sent, of another
+/// none, and then that the stream broke; what it asks next is answered.
+#[test]
+fn sdks_see_no_streamed_call_that_is_denied() {
+    let (mut site, _mock) = start();
+    site.gateway.apply_policy(&format!("{POLICY}{MODELS}{CALLS}"), SETS).unwrap();
+    let python = clients::sdks().unwrap().display().to_string();
+    let script = clients::script("sdks/models.py").display().to_string();
+    let permitted = json!(["look_up", "{\"what\": \"egress\"}"]);
+    for (sdk, suffix, surface, before) in [
+        // A call of OpenAI's is whole where its choice ends, as all others of that are.
+        ("openai calls", "/v1", "chat_completions", json!([])),
+        ("anthropic calls", "", "messages", json!([permitted])),
+    ] {
+        let argv = [&*python, &script, sdk, &base(suffix), &site.assistant_key];
+        let output = site.gateway.lab.run(Host::Anon, &argv).unwrap();
+        let lines: Vec<Value> =
+            output.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        let wanted = [
+            json!(["one", "", [permitted], "whole"]),
+            json!(["two", "", before, "cut"]),
+            json!(["after", "Egress is governed.", [], "whole"]),
+            json!(["whole", 403, null]),
+        ];
+        assert_eq!(lines, wanted, "{sdk}: {output:?}");
+        let of = |status| outcomes(&site, surface, status, if status == 200 { 3 } else { 1 });
+        let (cut, whole): (Vec<_>, Vec<_>) = of(200).into_iter().partition(|r| r.reason.is_some());
+        assert_eq!((whole.len(), cut.len()), (2, 1), "{sdk}: {whole:#?} {cut:#?}");
+        for denied in cut.into_iter().chain(of(403)) {
+            let why = (denied.action.as_deref(), denied.reason.map(DropReason::name), &denied.policies[..]);
+            assert_eq!(why, (Some("receive"), Some("policy_forbidden"), &["no-wiping".to_owned()][..]));
+            // The provider has answered all the same.
+            assert!(denied.tokens.is_some() && denied.cost.is_some(), "{sdk}: {denied:#?}");
+        }
+    }
     finish(site);
 }
 
