@@ -45,6 +45,7 @@ mod gate;
 mod granted;
 mod hold;
 mod judge;
+mod last_word;
 mod model;
 mod outgoing;
 mod pace;
@@ -556,6 +557,11 @@ impl ProxyHttp for App {
         });
         context.reason = reason;
         let mut error_code = self.replace_withheld(session, context, true).await.unwrap_or_default();
+        if let (0, Some(word)) = (error_code, self.last_word(session, context)) {
+            // A client that does not take it has left.
+            let write = session.write_response_body(Some(word), false);
+            let _ = tokio::time::timeout(limit::CLIENT_WRITE, write).await;
+        }
         // What says that an answer is to come is none, but where it is the last.
         let is_answer = |head: &&ResponseHeader| {
             !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS

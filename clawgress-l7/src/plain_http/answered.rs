@@ -10,7 +10,7 @@ use pingora_proxy::Session;
 use super::hold::{self, Below};
 use super::receive::Back;
 use super::respond::{Answered, page_as_bytes, respond};
-use super::{App, Context};
+use super::{App, Context, last_word};
 use crate::{limit, page};
 
 // === impl App ===
@@ -108,6 +108,17 @@ impl App {
         // A client that does not take it has left.
         let _ = tokio::time::timeout(limit::CLIENT_WRITE, gate.answer(&page)).await;
         context.replaced
+    }
+
+    /// What a client is told within a model's stream that is cut, if what comes next of it may not go on.
+    pub(super) fn last_word(&self, session: &Session, context: &Context) -> Option<Bytes> {
+        let format = context.back.as_ref().and_then(Back::cut)?;
+        let (reason, front) = (context.reason?, context.front.as_ref()?);
+        let surface = self.gateway.calls.surface(context.granted.as_ref()?.admitted())?;
+        // What has a length can't become longer.
+        session.response_written().filter(|head| !head.headers.contains_key("content-length"))?;
+        let message = page::message(front.client(), reason, context.exchange.as_ref()?.id());
+        last_word::of(surface, format, (reason.name(), &message)).map(Bytes::from)
     }
 
     /// Judges an answer that turned out to have no body.

@@ -193,6 +193,12 @@ impl Calls {
         self.route(admitted, is_upgrade, true).map(|route| route.provider)
     }
 
+    /// The surface of such a request.
+    #[must_use]
+    pub fn surface(&self, admitted: &Admitted) -> Option<Surface> {
+        self.route(admitted, admitted.upgrade == Upgrade::WebSocket, true).map(|route| route.surface)
+    }
+
     /// The conversation with a model that a request opens, whose messages are read as calls; `None` if it opens none.
     #[must_use]
     pub fn converses(&self, admitted: &Admitted) -> Option<Dialect> {

@@ -50,6 +50,8 @@ pub struct Back {
     held: BytesMut,
     hold_bytes_max: usize,
     has_ended: bool,
+    /// Whether it ends behind a whole event, since the next may not go on.
+    is_cut: bool,
     /// Bytes that are kept to follow calls.
     following_bytes: usize,
     /// Calls that were not asked about yet.
@@ -223,6 +225,7 @@ impl Back {
             hold_bytes_max: usize::try_from(gateway.memory.content.hold_bytes_max.get())
                 .unwrap_or(usize::MAX),
             has_ended: false,
+            is_cut: false,
             following_bytes: 0,
             asked: Vec::new(),
             kept: Vec::new(),
@@ -248,6 +251,12 @@ impl Back {
         };
         let (bytes_max, is_model) = (self.hold_bytes_max, self.is_model);
         following.map(|following| Follows { following, bytes_max, is_model })
+    }
+
+    /// In which form it comes, if it is a stream that was cut behind a whole event.
+    #[must_use]
+    pub fn cut(&self) -> Option<Format> {
+        Format::of(&self.came.media_type).filter(|_| self.is_cut)
     }
 
     /// Whether its client sees nothing of it, not even its head, before it was judged.
@@ -310,6 +319,7 @@ impl Back {
         } else if let Err(reason) = judged {
             exchange.stopped(&Ruling::deny("receive", reason));
         }
+        self.is_cut = judged.is_err() && self.manner == Manner::Events;
         judged?;
         if is_full && self.manner == Manner::Whole && !end {
             if self.calls_need.decided == CallsLook::Whole && self.is_model {

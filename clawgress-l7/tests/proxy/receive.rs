@@ -109,7 +109,7 @@ fn script(path: &str) -> Vec<String> {
         "/slow" => vec![CHUNKED.to_owned() + &chunk("one, "), chunk("two"), end()],
         "/slow-key" => vec![CHUNKED.to_owned() + &chunk("one, "), chunk(KEY), end()],
         "/large" => vec![CHUNKED.to_owned() + &chunk(&"a".repeat(200_000)), chunk(KEY) + &end()],
-        "/shell" => {
+        "/shell" | "/v1/chat/completions" | "/v1/messages" | "/v1/shell" => {
             vec![
                 EVENTS.to_owned() + &chunk(&says("first")),
                 chunk(&says("second")),
@@ -182,6 +182,15 @@ impl Site {
         let upstream = Upstream::start("127.1.0.1", None, serve).await;
         let host = format!("api.allowed.test:{}", upstream.address.port());
         let options = Options { policy: Some(policy), more: more.to_owned(), ..Options::default() };
+        Site { gateway: Gateway::start(options).await, upstream, host }
+    }
+
+    /// As one whose server is known for a model's.
+    async fn of_model() -> Site {
+        let upstream = Upstream::start("127.1.0.1", None, serve).await;
+        let host = format!("api.allowed.test:{}", upstream.address.port());
+        let more = format!("[[llm.server]]\nname = \"local\"\nurl = \"http://{host}\"\n");
+        let options = Options { policy: Some(POLICY), more, ..Options::default() };
         Site { gateway: Gateway::start(options).await, upstream, host }
     }
 
@@ -458,11 +467,7 @@ async fn answers_are_asked_about_where_a_guard_names_them() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_model_answers_is_read_whatever_is_said_of_it() {
-    let upstream = Upstream::start("127.1.0.1", None, serve).await;
-    let host = format!("api.allowed.test:{}", upstream.address.port());
-    let more = format!("[[llm.server]]\nname = \"local\"\nurl = \"http://{host}\"\n");
-    let options = Options { policy: Some(POLICY), more, ..Options::default() };
-    let site = Site { gateway: Gateway::start(options).await, upstream, host };
+    let site = Site::of_model().await;
     for (path, why) in [
         ("/v1/untyped", "policy_forbidden"),
         ("/v1/mistyped", "policy_forbidden"),
@@ -482,6 +487,29 @@ async fn what_a_model_answers_is_read_whatever_is_said_of_it() {
         assert_eq!(reason(&outcome), Some(why), "{path}");
         let is_denied = why == "policy_forbidden";
         assert_eq!(outcome.policies.contains(&"no-shell".to_owned()), is_denied, "{path}");
+    }
+}
+
+/// Whoever reads such a stream is told in its own terms why it ends, where those are known; and it has no end all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_model_s_stream_that_is_cut_says_why() {
+    let site = Site::of_model().await;
+    let telling = [("/v1/chat/completions", "data: {\"error\":{"), ("/v1/messages", "event: error\ndata: {")];
+    for (path, word) in telling.into_iter().chain([("/v1/shell", "")]) {
+        let mut client = site.gateway.client().await;
+        site.begin(&mut client, "GET", path).await;
+        client.until("first").await;
+        site.upstream.next_event();
+        client.until("second").await;
+        // And the server's own end.
+        (0..2).for_each(|_| site.upstream.next_event());
+        let told = String::from_utf8(client.rest().await).expect("text");
+        assert!(!told.contains("shell") && !told.contains("0\r\n\r\n"), "{path}: {told}");
+        assert!(
+            told.contains(word) && told.contains("policy_forbidden") != word.is_empty(),
+            "{path}: {told}"
+        );
+        assert_eq!(site.outcome(path).await.policies, ["no-shell"]);
     }
 }
 

@@ -1,6 +1,6 @@
 """Models by their providers' SDKs: `models.py SDK BASE KEY`. Prints one line of JSON for each thing that came of it: what was
 asked, what came, and the tokens that the SDK was told. `SDK calls` has it ask for streams with calls of tools in them alone, and
-tell what came of each: texts, calls, and whether it was whole."""
+tell what came of each: texts, calls, and whether it was whole or the SDK was told that it was denied."""
 
 import json
 import os
@@ -52,8 +52,6 @@ def left(events, is_text=lambda event: True) -> None:
 
 def streamed(ask) -> None:
     """What comes of streams with calls in them, of which one is denied, and of one behind that."""
-    from httpx2 import HTTPError
-
     for what, text in [("one", TOOL), ("two", TWO), ("after", ASK)]:
         said, calls, end = [], {}, "whole"
         try:
@@ -62,8 +60,8 @@ def streamed(ask) -> None:
                     said.append(part)
                 else:
                     calls.setdefault(n, {"name": "", "arguments": ""})[kind] += part
-        except HTTPError:
-            end = "cut"
+        except Exception as error:
+            end = "denied" if "(policy_forbidden)" in str(error) else repr(error)
         print(json.dumps([what, "".join(said), [[call["name"], call["arguments"]] for call in calls.values()], end]), flush=True)
 
 

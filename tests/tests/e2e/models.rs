@@ -203,7 +203,7 @@ when { context.call.name == "look_up" && context.call.arguments like "*rm -rf*" 
 "#;
 
 /// A stream's calls of tools wait until they are whole and judged: an SDK sees those that may pass as they were sent, of another
-/// none, and then that the stream broke; what it asks next is answered.
+/// nothing but why, as its own error; and what it asks next is answered.
 #[test]
 fn sdks_see_no_streamed_call_that_is_denied() {
     let (mut site, _mock) = start();
@@ -222,7 +222,7 @@ fn sdks_see_no_streamed_call_that_is_denied() {
             output.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         let wanted = [
             json!(["one", "", [permitted], "whole"]),
-            json!(["two", "", before, "cut"]),
+            json!(["two", "", before, "denied"]),
             json!(["after", "Egress is governed.", [], "whole"]),
             json!(["whole", 403, null]),
         ];
