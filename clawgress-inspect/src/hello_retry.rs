@@ -10,10 +10,12 @@ const CONTENT_ALERT: u8 = 21;
 const CONTENT_HANDSHAKE: u8 = 22;
 const CONTENT_APPLICATION_DATA: u8 = 23;
 const HANDSHAKE_SERVER_HELLO: u8 = 2;
+/// A HelloRequest (RFC 5246 section 7.4.1.1), which a client that is saying hello reads past.
+const HELLO_REQUEST: [u8; 4] = [0; 4];
 const RECORD_HEADER_BYTES: usize = 5;
 /// What of a ServerHello tells: its header (4), its version (2), its random (32).
 const TELLING_BYTES: usize = 38;
-/// Most bytes of records in front of it that tell nothing: a server has hardly any to send.
+/// Most bytes of records and messages in front of it that tell nothing: a server has hardly any to send.
 const SKIPPED_BYTES_MAX: usize = 4096;
 /// The random of a HelloRetryRequest: SHA-256 of those words (RFC 8446 section 4.1.3).
 const RETRY_RANDOM: [u8; 32] = [
@@ -21,7 +23,7 @@ const RETRY_RANDOM: [u8; 32] = [
     0xa2, 0x11, 0x16, 0x7a, 0xbb, 0x8c, 0x5e, 0x07, 0x9e, 0x09, 0xe2, 0xc8, 0xa8, 0x33, 0x9c,
 ];
 
-/// What a server says first, in any segmentation and cut into any records: whether that is a HelloRetryRequest. Alerts and the like in
+/// What a server says first, in any segmentation and cut into any records: whether that is a HelloRetryRequest. Alerts, HelloRequests and the like in
 /// front of it, which a client may read past, are. Of what is read, 38 bytes are kept.
 #[derive(Debug, Default)]
 pub struct Reply {
@@ -29,7 +31,7 @@ pub struct Reply {
     fragment_left: usize,
     /// Whether the record is one that tells nothing.
     is_skipped: bool,
-    /// Bytes of such records.
+    /// Bytes of such records, and of such messages.
     skipped: usize,
     message: Vec<u8>,
 }
@@ -119,7 +121,15 @@ impl Reply {
             self.message.extend_from_slice(now);
             self.fragment_left -= now.len();
             input = rest;
-            if self.message.first().is_some_and(|kind| *kind != HANDSHAKE_SERVER_HELLO) {
+            while self.message.starts_with(&HELLO_REQUEST) {
+                self.message.drain(..HELLO_REQUEST.len());
+                self.skipped += HELLO_REQUEST.len();
+            }
+            let may_be = match self.message.first() {
+                None | Some(&HANDSHAKE_SERVER_HELLO) => true,
+                Some(_) => HELLO_REQUEST.starts_with(&self.message),
+            };
+            if !may_be || self.skipped > SKIPPED_BYTES_MAX {
                 return Some(false);
             }
         }
@@ -275,7 +285,9 @@ mod tests {
         }
         for (wire, wanted) in [
             (record(CONTENT_ALERT, &[2, 40]), None),
-            (record(CONTENT_HANDSHAKE, &[0, 0, 0, 0]), Some(false)),
+            (record(CONTENT_HANDSHAKE, &[0, 0, 0, 0]), None),
+            (record(CONTENT_HANDSHAKE, &[0, 0, 0, 1]), Some(false)),
+            (record(CONTENT_HANDSHAKE, &[0, 0, 2]), Some(false)),
             (record(CONTENT_HANDSHAKE, &[]), None),
             (b"220 mail".to_vec(), Some(false)),
             (record(CONTENT_HANDSHAKE, &retry)[..42].to_vec(), None),
@@ -316,6 +328,22 @@ mod tests {
             }
         }
         let endless = skipped.concat().repeat(SKIPPED_BYTES_MAX / 8);
+        assert_eq!(Reply::default().push(&endless), Some(false));
+        // Of messages the same, each in records as anybody cuts them.
+        for (message, wanted) in [(&retry, true), (&other, false)] {
+            for requests in [1, 3, 100] {
+                let all = [HELLO_REQUEST.repeat(requests), message.clone()].concat();
+                for bytes in [1, 3, 5, 4096] {
+                    let wire: Vec<u8> =
+                        all.chunks(bytes).flat_map(|part| record(CONTENT_HANDSHAKE, part)).collect();
+                    assert_eq!(Reply::default().push(&wire), Some(wanted), "{requests} in {bytes}");
+                    let mut reply = Reply::default();
+                    let told = wire.iter().find_map(|byte| reply.push(&[*byte]));
+                    assert_eq!(told, Some(wanted), "{requests} in {bytes}, byte by byte");
+                }
+            }
+        }
+        let endless = record(CONTENT_HANDSHAKE, &HELLO_REQUEST.repeat(SKIPPED_BYTES_MAX));
         assert_eq!(Reply::default().push(&endless), Some(false));
     }
 

@@ -18,6 +18,55 @@ const CHUNK_DIGITS_MAX: usize = 12;
 const LENGTH_DIGITS_MAX: usize = 18;
 /// Longest method, bytes.
 const METHOD_BYTES_MAX: usize = 24;
+/// Methods of IANA's registry (RFC 9110 section 18.2), and those that common servers know besides.
+const METHODS: [&str; 46] = [
+    "ACL",
+    "BASELINE-CONTROL",
+    "BIND",
+    "CHECKIN",
+    "CHECKOUT",
+    "CONNECT",
+    "COPY",
+    "DELETE",
+    "GET",
+    "HEAD",
+    "LABEL",
+    "LINK",
+    "LOCK",
+    "M-SEARCH",
+    "MERGE",
+    "MKACTIVITY",
+    "MKCALENDAR",
+    "MKCOL",
+    "MKREDIRECTREF",
+    "MKWORKSPACE",
+    "MOVE",
+    "NOTIFY",
+    "OPTIONS",
+    "ORDERPATCH",
+    "PATCH",
+    "POST",
+    "PRI",
+    "PROPFIND",
+    "PROPPATCH",
+    "PURGE",
+    "PUT",
+    "QUERY",
+    "REBIND",
+    "REPORT",
+    "SEARCH",
+    "SUBSCRIBE",
+    "TRACE",
+    "UNBIND",
+    "UNCHECKOUT",
+    "UNLINK",
+    "UNLOCK",
+    "UNSUBSCRIBE",
+    "UPDATE",
+    "UPDATEREDIRECTREF",
+    "VERSION-CONTROL",
+    "VIEW",
+];
 
 /// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +83,9 @@ pub enum HttpError {
     /// Not `method SP target SP HTTP/1.x`.
     #[error("the request line is malformed")]
     RequestLine,
+    /// A method of [`METHODS`] in other letters: methods differ by case (RFC 9110 section 9.1), and to some servers they don't.
+    #[error("the method is written in other letters than its own")]
+    MethodCase,
     /// Not `name: value`.
     #[error("a header field is malformed")]
     Field,
@@ -208,7 +260,16 @@ fn request_line(line: &[u8]) -> Result<(&str, &[u8], u8), HttpError> {
     if target.is_empty() || !target.iter().all(u8::is_ascii_graphic) {
         return Err(HttpError::RequestLine);
     }
+    if is_in_other_letters(method) {
+        return Err(HttpError::MethodCase);
+    }
     Ok((method, target, minor))
+}
+
+/// Whether it is one of [`METHODS`] but for the case of its letters.
+fn is_in_other_letters(method: &str) -> bool {
+    method.bytes().any(|b| b.is_ascii_lowercase())
+        && METHODS.iter().any(|known| known.eq_ignore_ascii_case(method))
 }
 
 fn field(line: &[u8]) -> Result<Field<'_>, HttpError> {

@@ -94,6 +94,14 @@ fn ambiguous_heads_are_refused() {
     ] {
         refused(&format!("{line}\r\nHost: a.test\r\n\r\n"), HttpError::RequestLine);
     }
+    for method in ["delete", "Get", "pOST", "version-control", "connect", "Propfind"] {
+        refused(&format!("{method} / HTTP/1.1\r\nHost: a.test\r\n\r\n"), HttpError::MethodCase);
+    }
+    // What nobody knows may be written as anybody likes.
+    for method in ["own", "Own-Method", "GETS", "g"] {
+        let raw = format!("{method} / HTTP/1.1\r\nHost: a.test\r\n\r\n");
+        assert_eq!(run([raw.as_bytes()]).map(|(done, _)| done.len()), Ok(1), "{method}");
+    }
     refused("\r\nGET / HTTP/1.1\r\nHost: a.test\r\n\r\n", HttpError::RequestLine);
     refused("GET / HTTP/1.1\nHost: a.test\n\n", HttpError::Control);
 }

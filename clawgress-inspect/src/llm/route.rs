@@ -120,6 +120,11 @@ const PROVIDERS: &[(&str, &str)] = &[
     ("bedrock-runtime.*.api.aws", "bedrock"),
     ("bedrock-mantle.*.api.aws", "bedrock"),
     ("*.bedrock-runtime.*.vpce.amazonaws.com", "bedrock"),
+    ("bedrock-agent-runtime.*.amazonaws.com", "bedrock"),
+    ("bedrock-agent-runtime-fips.*.amazonaws.com", "bedrock"),
+    ("bedrock-agent-runtime.*.amazonaws.com.cn", "bedrock"),
+    ("bedrock-agent-runtime.*.api.aws", "bedrock"),
+    ("*.bedrock-agent-runtime.*.vpce.amazonaws.com", "bedrock"),
     ("api.cohere.ai", "cohere"),
     ("api.cohere.com", "cohere"),
     ("api.mistral.ai", "mistral"),
@@ -237,9 +242,11 @@ impl Surface {
 impl Server {
     /// What follows its path in the target's, if it is the server's.
     fn rest<'a>(&self, target: &Target<'a>) -> Option<&'a str> {
-        let rest = target.path.strip_prefix(&*self.path)?;
+        // Some servers tell no letters from capitals.
+        let (path, rest) = target.path.split_at_checked(self.path.len())?;
         let is_its = self.host == target.host
             && self.port.is_none_or(|port| port == target.port)
+            && path.eq_ignore_ascii_case(&self.path)
             && (rest.is_empty() || rest.starts_with('/'));
         is_its.then_some(rest)
     }
@@ -258,6 +265,7 @@ pub fn route(servers: &[Server], target: &Target<'_>) -> Option<Route> {
         known.map(|(_, name)| (Arc::from(*name), target.path, false))
     })?;
     let is_azure = !is_named && &*provider == "azure";
+    let is_agents = !is_named && is_of_agents(target.host);
     let decoded: Vec<String> = path.split('/').filter(|s| !s.is_empty()).map(decode).collect();
     let mut route = Route {
         provider,
@@ -277,6 +285,9 @@ pub fn route(servers: &[Server], target: &Target<'_>) -> Option<Route> {
         }
         return Some(route);
     }
+    if is_agents {
+        return Some(route);
+    }
     let last = decoded.last().map(String::as_str).unwrap_or_default();
     if let Some((model, verb)) = last.rsplit_once(':') {
         google(&mut route, &decoded, model, &verb.to_ascii_lowercase());
@@ -294,6 +305,12 @@ pub fn route(servers: &[Server], target: &Target<'_>) -> Option<Route> {
         }
     }
     Some(route)
+}
+
+/// Whether a host is Bedrock's of agents, flows and knowledge bases: they ask models that their configuration names, or a body in
+/// words of its own, which are not read.
+fn is_of_agents(host: &str) -> bool {
+    host.split('.').take(2).any(|label| label.starts_with("bedrock-agent-runtime"))
 }
 
 /// What a path tells of who is asked, whoever it is.

@@ -132,6 +132,22 @@ const ROWS: &[Row] = &[
     ),
     ("bedrock-runtime.eu-west-1.amazonaws.com/model/m/invoke", "bedrock", S::Invoke, "m", Some(false)),
     ("bedrock-runtime.eu-west-1.amazonaws.com/model/m/fly", "bedrock", S::Other, "", None),
+    (
+        "bedrock-agent-runtime.eu-west-1.amazonaws.com/agents/A/agentAliases/B/sessions/C/text",
+        "bedrock",
+        S::Other,
+        "",
+        None,
+    ),
+    ("bedrock-agent-runtime-fips.us-east-1.amazonaws.com/retrieveAndGenerate", "bedrock", S::Other, "", None),
+    ("bedrock-agent-runtime.eu-west-1.amazonaws.com/rerank", "bedrock", S::Other, "", None),
+    (
+        "vpce-1.bedrock-agent-runtime.eu-west-1.vpce.amazonaws.com/knowledgebases/K/retrieve",
+        "bedrock",
+        S::Other,
+        "",
+        None,
+    ),
     ("api.cohere.com/v2/chat", "cohere", S::CohereChat, "", None),
     ("api.cohere.ai/v1/rerank", "cohere", S::Rerank, "", Some(false)),
     ("api.cohere.com/v2/embed", "cohere", S::Embeddings, "", Some(false)),
@@ -142,6 +158,7 @@ const ROWS: &[Row] = &[
     ("10.0.0.7:11434/api/embed", "local", S::Embeddings, "", Some(false)),
     ("10.0.0.7:11434/v1/chat/completions", "local", S::ChatCompletions, "", None),
     ("llm.internal/serve/v1/completions", "farm", S::Completions, "", None),
+    ("llm.internal/Serve/V1/completions", "farm", S::Completions, "", None),
 ];
 
 #[test]
