@@ -50,6 +50,21 @@ const IDENTITY: [&str; 28] = [
 /// Beginnings of such names.
 const IDENTITY_PREFIXES: [&str; 4] = ["proxy-", "x-clawgress-", "x-forwarded-", "x-authenticated-"];
 
+/// The same, as single servers in front of others name them: oauth2-proxy, Authelia, Grafana's, load balancers of Google, AWS and
+/// Azure, App Engine, Tailscale. No client writes one; policy may set one that its server believes.
+const ASSERTED: [&str; 3] = ["x-azure-clientip", "x-azure-socketip", "x-forwarded"];
+
+/// Beginnings of such names.
+const ASSERTED_PREFIXES: [&str; 7] = [
+    "remote-",
+    "tailscale-user-",
+    "x-amzn-oidc-",
+    "x-appengine-",
+    "x-auth-request-",
+    "x-goog-authenticated-user-",
+    "x-webauth-",
+];
+
 /// Fields that say where a message ends, whose variants with `_` a CGI server would take for the real ones.
 const FRAMING: [&str; 2] = ["content-length", "transfer-encoding"];
 
@@ -91,7 +106,7 @@ pub fn is_same(one: &str, other: &str) -> bool {
 pub fn goes_on(name: &str) -> bool {
     let cgi = name.replace('_', "-");
     let posing = name != cgi && [&FRAMING[..], &READING, &HOP].iter().any(|known| known.contains(&&*cgi));
-    !posing && !HOP.contains(&name) && !is_identity(&cgi)
+    !posing && !HOP.contains(&name) && !is_identity(&cgi) && !is_asserted(&cgi)
 }
 
 /// What keeps policy from writing a field, by its name in lowercase; `None` if it may.
@@ -126,6 +141,50 @@ pub fn holds_secret(name: &str) -> bool {
         || plain.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| SECRET_WORDS.contains(&word))
 }
 
+fn is_asserted(cgi: &str) -> bool {
+    ASSERTED.contains(&cgi) || ASSERTED_PREFIXES.iter().any(|prefix| cgi.starts_with(prefix))
+}
+
 fn is_identity(cgi: &str) -> bool {
     IDENTITY.contains(&cgi) || IDENTITY_PREFIXES.iter().any(|prefix| cgi.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_client_says_who_it_is() {
+        for name in [
+            "forwarded",
+            "x-forwarded",
+            "x_forwarded",
+            "x-forwarded-user",
+            "x-auth-request-email",
+            "x_auth_request_user",
+            "x-webauth-user",
+            "x-goog-authenticated-user-email",
+            "x-amzn-oidc-identity",
+            "tailscale-user-login",
+            "x-appengine-user-email",
+            "remote-groups",
+            "x-azure-clientip",
+        ] {
+            assert!(!goes_on(name), "{name}");
+        }
+        for name in [
+            "authorization",
+            "x-amzn-trace-id",
+            "x-amz-date",
+            "x-goog-api-client",
+            "x-auth-token",
+            "x-azure-ref",
+            "remote",
+            "openai-organization",
+        ] {
+            assert!(goes_on(name), "{name}");
+        }
+        // What servers in front of others say, policy may say to them.
+        assert!(refusal("x-webauth-user").is_none() && refusal("x-forwarded-user").is_some());
+    }
 }

@@ -38,6 +38,8 @@ const SECRETS: [&str; 17] = [
     "x-functions-key",
     "x-goog-api-key",
 ];
+/// On whose account a key is used, where it may be on several: of OpenAI and Google.
+const ACCOUNTS: [&str; 3] = ["openai-organization", "openai-project", "x-goog-user-project"];
 /// Parameters of a query that they look for keys in, besides those of these names: Google's, OAuth's (RFC 6750 section 2.3), Azure's
 /// (`code` of Functions, `sig` of shared access signatures) and AWS's.
 const SECRET_PARAMETERS: [&str; 12] = [
@@ -146,8 +148,9 @@ impl Changes {
     #[must_use]
     pub fn takes(&self, name: &str) -> bool {
         let changed = self.remove.iter().chain(self.set.keys()).chain(self.inject.keys());
-        // Whoever is sent with a key of the gateway's, is sent with none of its client's.
-        let is_key = !self.inject.is_empty() && SECRETS.iter().any(|secret| fields::is_same(secret, name));
+        // Whoever is sent with a key of the gateway's, is sent with none of its client's, and on no account that its client chose.
+        let mut theirs = SECRETS.iter().chain(&ACCOUNTS);
+        let is_key = !self.inject.is_empty() && theirs.any(|secret| fields::is_same(secret, name));
         is_key || { changed }.any(|changed| fields::is_same(changed, name))
     }
 
@@ -377,9 +380,19 @@ mod tests {
             assert_eq!(changes.without_key_protocols(offered).as_deref(), left, "{offered}");
         }
         assert_eq!(Changes::default().without_key_protocols("openai-project.a"), None);
-        for name in ["ocp-apim-subscription-key", "ocp_apim_subscription_key", "x-auth-token", "cookie"] {
+        for name in [
+            "ocp-apim-subscription-key",
+            "ocp_apim_subscription_key",
+            "x-auth-token",
+            "cookie",
+            "openai-organization",
+            "openai_project",
+            "x-goog-user-project",
+        ] {
             assert!(changes.takes(name) && !Changes::default().takes(name), "{name}");
         }
+        // Policy names one as it likes: that is no secret.
+        assert!(assigned("OpenAI-Organization: org-ours").is_ok());
     }
 
     #[test]
