@@ -27,6 +27,7 @@ mod identify;
 mod intercept;
 mod keys;
 mod limit;
+pub mod log;
 mod memory;
 mod opaque;
 mod own;

@@ -120,8 +120,8 @@ pub const STREAM_RESETS_LOOK: Duration = Duration::from_secs(10);
 /// For what is cut to let go of its server's connection, of which it was one stream: others go on by that. Nothing passes
 /// meanwhile.
 pub const CUT_GRACE: Duration = Duration::from_millis(500);
-/// Interim answers of a server that a stream's client is told besides one 100: they wait for it outside of all windows.
-pub const STREAM_INTERIMS_MAX: u32 = 8;
+/// Interim answers of a server that its client is told; of HTTP/2 besides one 100: they wait for it outside of all windows.
+pub const INTERIMS_MAX: u32 = 8;
 /// Streams of a connection that are looked at before one has told whose it is: fewer of nobody than
 /// [`STRANGER_REQUESTS_MAX`] are answered after the connection was told to end.
 pub const STRANGER_STREAMS_MAX: usize = 4;

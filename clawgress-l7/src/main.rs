@@ -10,7 +10,7 @@ use clap::Parser;
 use clawgress_api::config::{self, Config};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Many small, short-lived allocations from many tasks: the system's allocator fragments under it.
 #[global_allocator]
@@ -27,14 +27,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("CLAWGRESS_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,pingora_proxy=off"));
-    let stderr = std::io::stderr();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(stderr.is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    clawgress_l7::log::of_environment(std::io::stderr().is_terminal(), std::io::stderr).init();
     match start(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -2,6 +2,8 @@
 //!
 //! Must never echo anything the client sent: neither credentials nor host names end up in a page.
 
+use std::time::Duration;
+
 use clawgress_ebpf_common::DropReason;
 use http::HeaderMap;
 
@@ -290,9 +292,15 @@ fn capital(text: &str) -> String {
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
+/// A time to wait as `Retry-After` has it (RFC 9110 section 10.2.3): whole seconds; rounded up, so that who keeps to it is served.
+#[must_use]
+pub fn seconds(wait: Duration) -> String {
+    wait.as_millis().div_ceil(1000).max(1).to_string()
+}
+
 /// A whole HTTP/1.1 response, to who takes the gateway for a proxy, after which the connection closes.
 #[must_use]
-pub fn response(denial: &Denial<'_>, has_presented: bool) -> String {
+pub fn response(denial: &Denial<'_>, has_presented: bool, retry_after: Option<Duration>) -> String {
     let (client, form) = (Client::of_proxy(has_presented), Form::Json);
     let (status, body) = (status_as(client, denial.reason), denial.body(client, form));
     let phrase =
@@ -302,8 +310,9 @@ pub fn response(denial: &Denial<'_>, has_presented: bool) -> String {
         _ => String::new(),
     };
     let fields: String = denial.fields().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let retry = retry_after.map(|wait| format!("Retry-After: {}\r\n", seconds(wait))).unwrap_or_default();
     format!(
-        "HTTP/1.1 {status} {phrase}\r\n{challenge}Content-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{fields}Connection: close\r\n\r\n{body}",
+        "HTTP/1.1 {status} {phrase}\r\n{challenge}{retry}Content-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n{fields}Connection: close\r\n\r\n{body}",
         form.media_type(),
         body.len(),
     )
@@ -337,7 +346,7 @@ mod tests {
             for has_presented in [false, true] {
                 let policies = ["own-1".to_owned()];
                 let denial = Denial { reason: *reason, request: "r-1", policies: &policies };
-                let page = response(&denial, has_presented);
+                let page = response(&denial, has_presented, None);
                 let (head, body) = page.split_once("\r\n\r\n").expect("head");
                 assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
                 let status = status_as(Client::of_proxy(has_presented), *reason);
@@ -353,6 +362,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_wait_is_told_in_whole_seconds() {
+        let denial = Denial { reason: DropReason::RateLimited, request: "r-1", policies: &[] };
+        for (ms, told) in [(0, "1"), (1_000, "1"), (1_001, "2"), (90_500, "91")] {
+            let page = response(&denial, true, Some(Duration::from_millis(ms)));
+            assert!(page.contains(&format!("\r\nRetry-After: {told}\r\n")), "{page}");
+        }
+        assert!(!response(&denial, true, None).contains("Retry-After:"));
     }
 
     #[test]

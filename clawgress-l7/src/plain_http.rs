@@ -44,6 +44,7 @@ mod front;
 mod gate;
 mod granted;
 mod hold;
+mod interim;
 mod judge;
 mod last_word;
 mod model;
@@ -79,8 +80,8 @@ pub use pace::Taking;
 use receive::Back;
 pub use respond::is_stranger;
 use respond::{
-    Answered, has_ended, is_late, is_of_attempt, is_of_parent, is_untrusted, respond, reusable, switch,
-    takes_json,
+    Answered, has_ended, is_late, is_of_attempt, is_of_parent, is_untrusted, respond, reusable,
+    status_answered, switch, takes_json,
 };
 pub use said::bodyless;
 use tool::Addressed;
@@ -173,11 +174,6 @@ impl ProxyHttp for App {
         let awaits_continue = awaits_continue && !context.content.continued;
         match judged {
             Ok(granted) => {
-                if awaits_continue {
-                    session.write_continue_response().await?;
-                    // Pingora takes the 100 for an answer before the end of the body, and would close.
-                    session.set_keepalive(keepalive);
-                }
                 let is_told = session.req_header().headers.contains_key(CONTENT_LENGTH);
                 context.pace = is_told.then(|| Pace::new(Instant::now()));
                 let is_judged = context.content.body.as_ref().is_some_and(|body| body.decides());
@@ -186,6 +182,11 @@ impl ProxyHttp for App {
                 let granted = Arc::new(granted);
                 front.serve(Arc::clone(&granted));
                 context.granted = Some(granted);
+                if awaits_continue {
+                    session.write_continue_response().await.map_err(Error::into_down)?;
+                    // Pingora takes the 100 for an answer before the end of the body, and would close.
+                    session.set_keepalive(keepalive);
+                }
                 Ok(false)
             }
             Err(ruling) => {
@@ -215,7 +216,8 @@ impl ProxyHttp for App {
                 let mismatch = mismatch.map(|mismatch| (400, mismatch.denial(reason.name(), exchange.id())));
                 let denial = denial.or(mismatch);
                 let answer = Answered { reusable, retry_after, denial };
-                Box::pin(respond(session, exchange.denial(reason), front.client(), answer)).await?;
+                let answered = respond(session, exchange.denial(reason), front.client(), answer);
+                Box::pin(answered).await.map_err(Error::into_down)?;
                 Ok(true)
             }
         }
@@ -267,8 +269,7 @@ impl ProxyHttp for App {
         client_reused: bool,
     ) -> Box<Error> {
         let is_idempotent = session.req_header().method.is_idempotent();
-        if !is_idempotent || session.as_ref().retry_buffer_truncated() || session.response_written().is_some()
-        {
+        if !is_idempotent || session.as_ref().retry_buffer_truncated() || status_answered(session).is_some() {
             error.set_retry(false);
         } else if client_reused && has_ended(&error) {
             // By the doing of another stream, perhaps: RFC 9110 section 9.2.2 lets it be asked again.
@@ -430,42 +431,44 @@ impl ProxyHttp for App {
             // All endpoints are one origin to a client: what one server sets, another would get.
             response.remove_header("set-cookie");
         }
+        let is_switch = response.status == StatusCode::SWITCHING_PROTOCOLS;
+        if response.status.is_informational() && !is_switch {
+            self.inform(session, response, context);
+            return Ok(());
+        }
         context.status = Some(response.status.as_u16());
-        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+        if is_switch {
             return switch(session, response, context);
         }
-        if !response.status.is_informational() {
-            self.renames(session, response, context)?;
-            self.answered(session, response, context)?;
-            let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
-            let granted = context.granted.as_ref();
-            let (is_read, is_model) = context.back.as_ref().map_or((false, false), Back::reads);
-            let answers = |granted: &Granted| {
-                let plan = self.gateway.snapshots.current();
-                plan.is_ok_and(|plan| self.gateway.calls.answers(&plan, granted.who(), granted.admitted()))
-            };
-            let of_call = |granted: &Arc<Granted>| granted.call().is_some() || answers(granted);
-            let is_call = is_read || granted.is_some_and(of_call);
-            // What has a length can't become shorter.
-            let is_edited = context.content.asking.is_some() && text("content-length").is_none();
-            let agent = granted.map_or(0, |granted| granted.who().identity.agent.index);
-            let said = (text("content-type").unwrap_or_default(), coming::coding_of(&response.headers));
-            let memory = (&self.gateway.memory, agent);
-            let answer = if is_model {
-                Coming::of_model(said, memory, is_edited)
-            } else {
-                Coming::of(said, memory, is_call, is_edited)
-            };
-            let follows = context.back.as_ref().and_then(Back::follows);
-            let answer = answer.map(|answer| answer.counted_by(Counted::of(Counted::FIELDS.map(text))));
-            let answer = answer.map(|answer| if is_read { answer.keeping_texts() } else { answer });
-            context.answer = answer.map(|answer| match follows {
-                Some(follows) => answer.following_calls(follows),
-                None => answer,
-            });
-            self.lists(session, response, context)?;
-        }
-        Ok(())
+        self.renames(session, response, context)?;
+        self.answered(session, response, context)?;
+        let text = |name| response.headers.get(name).and_then(|v| v.to_str().ok());
+        let granted = context.granted.as_ref();
+        let (is_read, is_model) = context.back.as_ref().map_or((false, false), Back::reads);
+        let answers = |granted: &Granted| {
+            let plan = self.gateway.snapshots.current();
+            plan.is_ok_and(|plan| self.gateway.calls.answers(&plan, granted.who(), granted.admitted()))
+        };
+        let of_call = |granted: &Arc<Granted>| granted.call().is_some() || answers(granted);
+        let is_call = is_read || granted.is_some_and(of_call);
+        // What has a length can't become shorter.
+        let is_edited = context.content.asking.is_some() && text("content-length").is_none();
+        let agent = granted.map_or(0, |granted| granted.who().identity.agent.index);
+        let said = (text("content-type").unwrap_or_default(), coming::coding_of(&response.headers));
+        let memory = (&self.gateway.memory, agent);
+        let answer = if is_model {
+            Coming::of_model(said, memory, is_edited)
+        } else {
+            Coming::of(said, memory, is_call, is_edited)
+        };
+        let follows = context.back.as_ref().and_then(Back::follows);
+        let answer = answer.map(|answer| answer.counted_by(Counted::of(Counted::FIELDS.map(text))));
+        let answer = answer.map(|answer| if is_read { answer.keeping_texts() } else { answer });
+        context.answer = answer.map(|answer| match follows {
+            Some(follows) => answer.following_calls(follows),
+            None => answer,
+        });
+        self.lists(session, response, context)
     }
 
     async fn response_trailer_filter(
@@ -479,7 +482,7 @@ impl ProxyHttp for App {
         for name in OF_HOP.into_iter().chain(page::FIELDS).chain(["set-cookie"]) {
             trailers.remove(name);
         }
-        if context.back.as_ref().is_some_and(|back| back.reads().0) {
+        if context.back.as_ref().is_some_and(Back::strips_trailers) {
             fields::keep_status(trailers);
         }
         let rest = if is_large(trailers) {
@@ -562,12 +565,7 @@ impl ProxyHttp for App {
             let write = session.write_response_body(Some(word), false);
             let _ = tokio::time::timeout(limit::CLIENT_WRITE, write).await;
         }
-        // What says that an answer is to come is none, but where it is the last.
-        let is_answer = |head: &&ResponseHeader| {
-            !head.status.is_informational() || head.status == StatusCode::SWITCHING_PROTOCOLS
-        };
-        let answered = session.response_written().filter(is_answer);
-        if let (Some(reason), Some(exchange), None) = (reason, &context.exchange, answered) {
+        if let (Some(reason), Some(exchange), None) = (reason, &context.exchange, status_answered(session)) {
             let of_proxy = || Client::of_proxy(false);
             let client = context.front.as_ref().map_or_else(of_proxy, |front| front.client());
             error_code = page::status_as(client, reason);
@@ -581,7 +579,7 @@ impl ProxyHttp for App {
         if error.is_none() {
             self.settle(session, context).await;
         }
-        context.conclude(context.replaced.or(session.response_written().map(|r| r.status.as_u16())));
+        context.conclude(context.replaced.or(status_answered(session).map(|status| status.as_u16())));
     }
 
     fn suppress_error_log(&self, _session: &Session, _context: &Self::CTX, _error: &Error) -> bool {

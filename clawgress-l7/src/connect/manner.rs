@@ -1,6 +1,7 @@
 //! How a client asks for a tunnel, and what it is answered.
 
 use std::io;
+use std::time::Duration;
 
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::socks5::{self, Reply};
@@ -73,23 +74,28 @@ impl Refused {
         self.exchange.keep_pace(&ruling).await;
         let ruling = enforce(gateway, ruling, self.exchange.id()).await;
         let reason = ruling.verdict.err().unwrap_or(DropReason::PolicyDenied);
+        let retry_after = ruling.retry_after;
         self.exchange.deny(ruling);
-        self.say(reason).await;
+        self.tell(reason, retry_after).await;
     }
 
     /// Tells the client why it can't begin, and records that.
-    pub async fn say(mut self, reason: DropReason) {
+    pub async fn say(self, reason: DropReason) {
+        self.tell(reason, None).await;
+    }
+
+    async fn tell(mut self, reason: DropReason, retry_after: Option<Duration>) {
         let client = page::Client::of_proxy(self.has_presented);
         let status = self.manner.status().map(|_| page::status_as(client, reason));
         self.exchange.end(End { status, reason: Some(reason), ..End::default() });
         if let Stream::Within(within) = &mut self.stream {
             // It may have left, and was told nothing then.
-            let _ = within.refuse(client, self.exchange.denial(reason));
+            let _ = within.refuse(client, self.exchange.denial(reason), retry_after);
             return;
         }
         match self.manner {
             Manner::Connect => {
-                let word = page::response(&self.exchange.denial(reason), self.has_presented);
+                let word = page::response(&self.exchange.denial(reason), self.has_presented, retry_after);
                 peek::say_and_close(self.stream, word.as_bytes()).await;
             }
             Manner::Socks5 => peek::say_and_close(self.stream, &socks5::reply(word(reason))).await,

@@ -13,7 +13,7 @@ use clawgress_api::config::Dns;
 use clawgress_api::proto::enforcement_client::EnforcementClient;
 use clawgress_api::proto::{ResolvedAddress, ResolvedRequest};
 use clawgress_ebpf_common::DropReason;
-use clawgress_inspect::dns::watch::{Limits, Noted, Watch};
+use clawgress_inspect::dns::watch::{Finding, Limits, Noted, Watch};
 use clawgress_policy::Host;
 use hickory_resolver::proto::rr::RecordType;
 use parking_lot::Mutex;
@@ -182,7 +182,8 @@ impl Desk {
                 "names that an agent has resolved look like a tunnel"
             );
         }
-        noted.over.map_or(Ok(()), |_| Err(DropReason::DnsCapped))
+        // Questions and their bytes are asked elsewhere, and are refused there: no name is one too many by them.
+        if noted.over == Some(Finding::Names) { Err(DropReason::DnsCapped) } else { Ok(()) }
     }
 
     /// What there is for a name and a type.
@@ -349,6 +350,22 @@ mod tests {
         let running = desk.begin(1, now, 0).expect("room");
         let noted = running.asked(&desk, 0, "n0.zone.test", 1, 30);
         assert_eq!(noted.found.iter().map(|found| found.name()).collect::<Vec<_>>(), ["dns_tunnel_names"]);
+    }
+
+    /// Who has asked too much by DNS is refused there: names of others are resolved as long as these are few.
+    #[tokio::test]
+    async fn too_many_questions_or_bytes_are_no_names() {
+        let now = Instant::now();
+        for (kind, bytes) in [(16, 30), (1, 100_000)] {
+            let desk = desk();
+            let running = desk.begin(1, now, 0).expect("room");
+            let mut over = None;
+            for _ in 0..=desk.limits.uncommon_max {
+                over = running.asked(&desk, 0, "one.test", kind, bytes).over;
+            }
+            assert!(over.is_some_and(|over| over != Finding::Names), "{over:?}");
+            assert_eq!(desk.resolves(1, now, 0, "api.test"), Ok(()), "{over:?}");
+        }
     }
 
     #[tokio::test]

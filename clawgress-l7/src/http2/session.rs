@@ -201,7 +201,8 @@ impl Session {
             return !std::mem::replace(&mut self.is_continued, true);
         }
         self.interims += u32::from(status.is_informational());
-        !status.is_informational() || self.interims <= limit::STREAM_INTERIMS_MAX
+        let goes_on = self.interims <= limit::INTERIMS_MAX && !self.front.is_hushed();
+        !status.is_informational() || goes_on
     }
 
     /// Whether the head of an answer is all of it (RFC 9110 section 6.4.1), whatever is written.

@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use h2::server::SendResponse;
@@ -59,11 +60,16 @@ impl Within {
         self.answer(Response::new(()), false)
     }
 
-    /// Tells the client why it can't begin.
+    /// Tells the client why it can't begin, and after what time it may try again where that is known.
     ///
     /// # Errors
     /// If it has left.
-    pub fn refuse(&mut self, client: Client, denied: Denial<'_>) -> io::Result<()> {
+    pub fn refuse(
+        &mut self,
+        client: Client,
+        denied: Denial<'_>,
+        retry_after: Option<Duration>,
+    ) -> io::Result<()> {
         if is_stranger(denied.reason) && !self.front.stranger() {
             self.front.ending().cancel();
         }
@@ -77,6 +83,9 @@ impl Within {
             .header("cache-control", "no-store");
         for (name, value) in denied.fields() {
             response = response.header(name, value);
+        }
+        if let Some(wait) = retry_after {
+            response = response.header("retry-after", page::seconds(wait));
         }
         if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
             for challenge in page::CHALLENGES {

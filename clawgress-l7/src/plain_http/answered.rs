@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 
 use super::hold::{self, Below};
 use super::receive::Back;
-use super::respond::{Answered, page_as_bytes, respond};
+use super::respond::{Answered, page_as_bytes, respond, status_answered};
 use super::{App, Context, last_word};
 use crate::{limit, page};
 
@@ -95,7 +95,7 @@ impl App {
     ) -> Option<u16> {
         let front = context.front.as_ref().filter(|front| front.withheld().is_waiting())?;
         let (Some(reason), Some(exchange), Some(_)) =
-            (context.reason, &context.exchange, session.response_written())
+            (context.reason, &context.exchange, status_answered(session))
         else {
             // Nothing was written yet, so that it is answered as any other.
             front.withheld().release();

@@ -45,6 +45,8 @@ pub struct Context {
     pub(super) opening: Option<Arc<Opening>>,
     /// The messages of a WebSocket that is read.
     pub(super) conversation: Option<Box<Conversation>>,
+    /// Interim answers of the upstream's.
+    pub(super) interims: u32,
     /// Status of the upstream's answer.
     pub(super) status: Option<u16>,
     /// Status of what the client got in its place.
@@ -97,6 +99,7 @@ impl Context {
         let is_success = self.status.is_some_and(|status| (200..300).contains(&status));
         let answer = self.answer.take().map(Coming::finish).or(self.partial.take());
         let is_queued = answer.as_ref().is_some_and(|answer| answer.is_queued);
+        let is_unread = is_success && answer.is_none();
         let tokens = match self.granted.as_ref().and_then(|granted| granted.call()) {
             // Also of what can't be read, if anything came back.
             Some(call) if is_success => call.tokens(answer.unwrap_or_default(), true),
@@ -107,8 +110,10 @@ impl Context {
         };
         let (tokens, cost_spoken) = spoken.map_or((tokens, None), |(all, cost)| (Some(all), Some(cost)));
         let asked = self.granted.as_ref().zip(self.gateway.as_ref()).zip(tokens.as_ref());
-        let cost = asked.map(|((granted, gateway), tokens)| {
-            gateway.calls.cost(granted.admitted(), tokens, gateway.audit.now())
+        let cost = asked.map(|((granted, gateway), tokens)| match is_unread {
+            // Speech, for one: what of it there was, nobody has counted.
+            true => CallCost::Unpriced,
+            false => gateway.calls.cost(granted.admitted(), tokens, gateway.audit.now()),
         });
         let call = self.granted.as_ref().and_then(|granted| granted.call());
         // Whoever asks how far it is, asks for nothing that costs.

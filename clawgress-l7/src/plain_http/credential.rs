@@ -12,6 +12,8 @@ const OWN_FIELD: &str = "x-clawgress-key";
 /// Where clients have a server's key, without a scheme: of Anthropic, Azure and Google.
 const KEY_FIELDS: [&str; 3] = ["x-api-key", "api-key", "x-goog-api-key"];
 const AUTHORIZATION: &str = "authorization";
+/// The scheme of a name and a key (RFC 7617).
+const BASIC: &[u8] = b"basic";
 
 /// `Proxy-Authorization` of a request to a proxy.
 ///
@@ -32,17 +34,69 @@ pub fn of_endpoint(head: &Head<'_>, target: &str, is_known: bool) -> Option<Zero
     let nobody = || Some(bearer(b""));
     let ours = Ours::of(head, is_known);
     let would_go = head.fields.iter().filter(|f| !f.name.eq_ignore_ascii_case(OWN_FIELD) && !ours.has(f));
-    if holds_key(target.as_bytes()) || would_go.into_iter().any(|f| holds_key(f.value)) {
+    let in_target = || is_in(target.as_bytes()) || is_in(&unescaped(target.as_bytes()));
+    if in_target() || would_go.into_iter().any(|f| holds_key(f.value)) {
         return nobody();
     }
     one_of_endpoint(head, is_known).unwrap_or_else(|_| nobody())
 }
 
-/// Whether a key of ours is anywhere in `text`, as it is or in a `Basic` credential.
-fn holds_key(text: &[u8]) -> bool {
-    let is_in = |text: &[u8]| (0..text.len()).any(|at| text.get(at..).is_some_and(ApiKey::is_like));
-    let basic = proxy_authorization::parse(text);
-    is_in(text) || basic.is_ok_and(|c| is_in(c.user.as_bytes()) || is_in(c.secret.as_bytes()))
+/// Whether a key of ours is anywhere in a field's value, as it is or in a `Basic` credential, of whatever length and form.
+fn holds_key(value: &[u8]) -> bool {
+    let basic = || {
+        let (scheme, rest) = value.trim_ascii().split_at_checked(BASIC.len())?;
+        scheme.eq_ignore_ascii_case(BASIC).then(|| decoded(rest))
+    };
+    is_in(value) || basic().is_some_and(|text| is_in(&text))
+}
+
+fn is_in(text: &[u8]) -> bool {
+    (0..text.len()).any(|at| text.get(at..).is_some_and(ApiKey::is_like))
+}
+
+/// Base64 as the most lenient server reads it: with either alphabet, past what is in none, up to where it is padded.
+fn decoded(text: &[u8]) -> Zeroizing<Vec<u8>> {
+    let value = |b: &u8| match b {
+        b'A'..=b'Z' => Some(b - b'A'),
+        b'a'..=b'z' => Some(b - b'a' + 26),
+        b'0'..=b'9' => Some(b - b'0' + 52),
+        b'+' | b'-' => Some(62),
+        b'/' | b'_' => Some(63),
+        _ => None,
+    };
+    let mut out = Zeroizing::new(Vec::with_capacity(text.len()));
+    let (mut bits, mut count) = (0_u32, 0_u32);
+    for value in text.iter().take_while(|b| **b != b'=').filter_map(value) {
+        (bits, count) = (bits << 6 | u32::from(value), count + 6);
+        if count >= 8 {
+            count -= 8;
+            out.push(u8::try_from(bits >> count & 0xff).unwrap_or_default());
+        }
+    }
+    out
+}
+
+/// Text as servers read what is encoded in a target (RFC 3986 section 2.1).
+fn unescaped(text: &[u8]) -> Zeroizing<Vec<u8>> {
+    let digit = |b: &u8| char::from(*b).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let (mut out, mut rest) = (Zeroizing::new(Vec::with_capacity(text.len())), text);
+    while let Some((first, tail)) = rest.split_first() {
+        let escaped = match tail {
+            [high, low, ..] if *first == b'%' => digit(high).zip(digit(low)),
+            _ => None,
+        };
+        match escaped {
+            Some((high, low)) => {
+                out.push(high << 4 | low);
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
 }
 
 fn one_of_endpoint(head: &Head<'_>, is_known: bool) -> Result<Option<Zeroizing<Vec<u8>>>, DropReason> {
@@ -101,4 +155,36 @@ fn is_key(field: &Field<'_>) -> bool {
     }
     named(AUTHORIZATION)
         && proxy_authorization::bearer(field.value).is_some_and(|token| ApiKey::is_like(token.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_found_in_whatever_a_server_would_read_it() {
+        // `agent:claw_1`, `claw_1` with no name, padded, cut by blanks, and in the other alphabet.
+        for value in [
+            "Bearer claw_1",
+            "x claw_1",
+            "Basic YWdlbnQ6Y2xhd18x",
+            "basic  Y2xhd18x",
+            "Basic Y2xh d18x",
+            "Basic Pz8/Y2xhd18x",
+            "Basic Pz8_Y2xhd18x==",
+        ] {
+            assert!(holds_key(value.as_bytes()), "{value}");
+        }
+        let long = [b"a".repeat(1_500), b"claw_1".to_vec()].concat();
+        let long = proxy_authorization::encode("agent", std::str::from_utf8(&long).expect("text"));
+        assert!(long.len() > proxy_authorization::VALUE_BYTES_MAX && holds_key(long.as_bytes()));
+        for value in ["Basic YWdlbnQ6a2V5", "Bearer Y2xhd18x", "claw", ""] {
+            assert!(!holds_key(value.as_bytes()), "{value}");
+        }
+        for (target, found) in
+            [("/a?k=claw%5F1", true), ("/a?k=%63law_1", true), ("/a?k=claw%255f1", false), ("/%", false)]
+        {
+            assert_eq!(is_in(&unescaped(target.as_bytes())), found, "{target}");
+        }
+    }
 }

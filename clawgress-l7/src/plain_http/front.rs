@@ -56,6 +56,8 @@ pub struct Front {
     is_over: AtomicBool,
     /// Whether the request at hand is nobody's.
     is_nobodys: AtomicBool,
+    /// Whether nothing that a server says before its answer goes on to a stream.
+    is_hushed: AtomicBool,
     /// Whether what follows is no HTTP any more.
     is_upgraded: AtomicBool,
     /// What of an answer waits for what is in it.
@@ -148,6 +150,7 @@ impl Front {
             stays: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             is_nobodys: AtomicBool::new(false),
+            is_hushed: AtomicBool::new(false),
             is_upgraded: AtomicBool::new(false),
             withheld: Withheld::default(),
             alarm: Alarm::default(),
@@ -225,6 +228,16 @@ impl Front {
     /// Whether it is not.
     pub(super) fn is_upgraded(&self) -> bool {
         self.is_upgraded.load(Ordering::Acquire)
+    }
+
+    /// Has no interim answer go on any more to a stream's client. What a connection of HTTP/1 is told, Pingora sees to.
+    pub(super) fn hush(&self) {
+        self.is_hushed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether none does.
+    pub(crate) fn is_hushed(&self) -> bool {
+        self.is_hushed.load(Ordering::Relaxed)
     }
 
     /// What of an answer waits.

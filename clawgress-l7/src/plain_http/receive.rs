@@ -39,6 +39,8 @@ pub struct Back {
     manner: Manner,
     /// What reads it, where what is in it matters.
     readers: Option<Box<Readers>>,
+    /// Whether it would matter, were there a body.
+    is_asked: bool,
     /// Whether a model answers.
     is_model: bool,
     /// Whether it is a part of what there is (RFC 9110 section 15.3.7).
@@ -179,11 +181,9 @@ impl Back {
             ..Came::default()
         };
         let asked = came.operation(granted.admitted(), false);
-        let need = if came.complete {
-            PayloadNeed::default()
-        } else {
-            decide::payload_need(&plan, &who, asked, declared.is_some())
-        };
+        let need = decide::payload_need(&plan, &who, asked, declared.is_some());
+        let is_asked = need.look() == Look::Content;
+        let need = if came.complete { PayloadNeed::default() } else { need };
         let calls_need = if need.look() == Look::Content {
             decide::calls_need(&plan, &who, asked)
         } else {
@@ -217,6 +217,7 @@ impl Back {
             calls_need,
             manner,
             readers,
+            is_asked,
             is_model,
             is_part: response.status == StatusCode::PARTIAL_CONTENT,
             unreadable: None,
@@ -237,6 +238,12 @@ impl Back {
     #[must_use]
     pub fn reads(&self) -> (bool, bool) {
         (self.readers.is_some(), self.readers.is_some() && self.is_model)
+    }
+
+    /// Whether of its trailers nothing goes on that says more than a number: nothing in them is looked at, also behind no body.
+    #[must_use]
+    pub fn strips_trailers(&self) -> bool {
+        self.is_asked
     }
 
     /// How its calls are put together, if they are.
@@ -517,7 +524,7 @@ const CALL_TOO_LARGE: &str =
     "a call that the model asks for is larger than what is held: see `hold_bytes_max` in [content]";
 
 /// Whether an answer is to come as it is, since its events are judged one by one: of a call that streams, or whose client takes
-/// a stream of events.
+/// a stream of events; or where a model may answer by one, whoever asked for that and however, and guards are asked about it.
 #[must_use]
 pub fn wants_plain(gateway: &Gateway, granted: &Granted, request: &RequestHeader) -> bool {
     let accepts =
@@ -525,7 +532,9 @@ pub fn wants_plain(gateway: &Gateway, granted: &Granted, request: &RequestHeader
     let streams = accepts || granted.call().is_some_and(|call| call.streams());
     let asks = || {
         let plan = gateway.snapshots.current().ok()?;
-        Some(decide::asks_receive(&plan, granted.who()).0)
+        let is_model = || gateway.calls.provider(granted.admitted()).is_some();
+        let may_decide = || decide::decides_receive(&plan, granted.who()) && is_model();
+        Some(decide::asks_receive(&plan, granted.who()).0 && (streams || may_decide()))
     };
-    streams && request.headers.contains_key("accept-encoding") && asks().unwrap_or(true)
+    request.headers.contains_key("accept-encoding") && asks().unwrap_or(true)
 }

@@ -32,6 +32,12 @@ pub fn takes_json(session: &Session) -> bool {
     accepts.iter().any(|value| value.to_str().is_ok_and(|value| value.contains("application/json")))
 }
 
+/// What its client was answered; interim answers are none (RFC 9110 section 15.2), but for the one behind which there is no HTTP.
+pub fn status_answered(session: &Session) -> Option<StatusCode> {
+    let status = session.response_written()?.status;
+    (!status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS).then_some(status)
+}
+
 /// Says why, as a response.
 pub async fn respond(
     session: &mut Session,
@@ -54,8 +60,7 @@ pub async fn respond(
         header.insert_header(name, value)?;
     }
     if let Some(wait) = retry_after {
-        // RFC 9110 section 10.2.3: whole seconds; rounded up, so that who keeps to it is served.
-        header.insert_header("retry-after", wait.as_millis().div_ceil(1000).max(1).to_string())?;
+        header.insert_header("retry-after", page::seconds(wait))?;
     }
     if status == 401 {
         header.insert_header("www-authenticate", page::ENDPOINT_CHALLENGE)?;

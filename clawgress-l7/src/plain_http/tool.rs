@@ -58,6 +58,7 @@ struct Server {
     name: Arc<str>,
     host: String,
     port: u16,
+    /// In lower case: some servers tell none from capitals.
     path: String,
 }
 
@@ -143,7 +144,7 @@ impl Tools {
                 name: name.as_str().into(),
                 host: parsed.host.to_string(),
                 port: parsed.port,
-                path: path::normal(parsed.path.trim_end_matches('/')).into_owned(),
+                path: path::normal(parsed.path.trim_end_matches('/')).to_ascii_lowercase(),
             });
         }
         // Of two that fit, the longer path says more.
@@ -202,7 +203,7 @@ impl Tools {
         // Some servers take parameters off a path (RFC 3986 section 3.3), and serve what is left.
         let bare: Vec<&str> =
             admitted.path.split('/').map(|part| part.split(';').next().unwrap_or(part)).collect();
-        let bare = bare.join("/");
+        let bare = bare.join("/").to_ascii_lowercase();
         let is = |server: &&Server| {
             let rest = bare.strip_prefix(server.path.as_str());
             server.host == host
@@ -534,13 +535,41 @@ mod tests {
     fn servers_are_known_by_the_normal_form_of_their_path() {
         for (url, path) in [
             ("https://tools.test/mcp%3Ateam/", "/mcp:team"),
-            ("https://tools.test/%c3%bc%5bx%5D", "/%C3%BC[x]"),
+            ("https://tools.test/%c3%bc%5bx%5D", "/%c3%bc[x]"),
+            ("https://tools.test/MCP", "/mcp"),
             ("https://tools.test", ""),
         ] {
             let server = config::ToolServer { name: "team".to_owned(), url: url.to_owned(), approved: None };
             let tool = config::Tool { hold_bytes_max: None, servers: vec![server] };
             let tools = Tools::new(&tool, &Content::default()).expect("tools");
             assert_eq!(tools.servers[0].path, path, "{url}");
+        }
+    }
+
+    /// Some servers tell no letters from capitals.
+    #[test]
+    fn servers_are_known_in_capitals_and_in_small_letters() {
+        let server = |name: &str, path: &str| config::ToolServer {
+            name: name.to_owned(),
+            url: format!("https://tools.test{path}"),
+            approved: None,
+        };
+        let servers = vec![server("team", "/mcp"), server("own", "/Own/Mcp")];
+        let tool = config::Tool { hold_bytes_max: None, servers };
+        let tools = Tools::new(&tool, &Content::default()).expect("tools");
+        for (path, name) in [
+            ("/mcp", Some("team")),
+            ("/MCP", Some("team")),
+            ("/Mcp;v=1/x", Some("team")),
+            ("/own/mcp", Some("own")),
+            ("/OWN/mcp/", Some("own")),
+            ("/mcps", None),
+        ] {
+            let raw = format!("POST {path} HTTP/1.1\r\nHost: tools.test\r\nContent-Length: 1\r\n\r\n");
+            let head = http1::parse(raw.as_bytes()).expect("a head");
+            let place = crate::plain_http::Place::Transparent { port: 443 };
+            let (admitted, _) = crate::plain_http::admit(&head, &place).expect("admitted");
+            assert_eq!(tools.server(&admitted).as_deref(), name, "{path}");
         }
     }
 }

@@ -48,6 +48,8 @@ mod http2_proxy;
 #[cfg(test)]
 mod intercept;
 #[cfg(test)]
+mod interims;
+#[cfg(test)]
 mod leaves;
 #[cfg(test)]
 mod life;
@@ -91,6 +93,8 @@ mod scale;
 mod slow;
 #[cfg(test)]
 mod socks;
+#[cfg(test)]
+mod speech;
 #[cfg(test)]
 mod streams;
 #[cfg(test)]

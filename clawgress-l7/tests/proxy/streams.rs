@@ -279,6 +279,15 @@ async fn answer(request: Request<RecvStream>, mut response: SendResponse<Bytes>,
             }
             let _ = sender.send_trailers(trailers);
         }
+        "/bare-trailers" => {
+            let head = Response::builder().header("content-length", 0).body(()).expect("head");
+            let Ok(mut sender) = response.send_response(head, false) else { return };
+            let mut trailers = HeaderMap::new();
+            for (name, value) in [("grpc-status", "0"), ("x-secret", "told behind nothing")] {
+                trailers.insert(name, value.parse().expect("value"));
+            }
+            let _ = sender.send_trailers(trailers);
+        }
         "/large" => {
             let Ok(mut sender) = response.send_response(Response::new(()), false) else { return };
             let _ = send(&mut sender, &vec![b'x'; LARGE]).await;

@@ -35,7 +35,9 @@ pub struct Listing {
     ends: Ends,
     held: BytesMut,
     charge: Charge,
+    /// The first names of what was taken out, and how many more there were: a stream may list for ever.
     removed: Vec<String>,
+    removed_more: usize,
     findings: Vec<String>,
     /// What is made of what the server asks.
     asking: Asking,
@@ -78,6 +80,7 @@ impl Listing {
             held: BytesMut::new(),
             charge: gateway.memory.charge(agent),
             removed: Vec::new(),
+            removed_more: 0,
             findings: Vec::new(),
             asking: Asking::new(gateway, addressed, messages, client),
             lists,
@@ -162,7 +165,9 @@ impl Listing {
         }
         let less = self.list(granted, text)?;
         Ok(less.map(|Filtered { body, removed }| {
-            self.removed.extend(removed);
+            let room = REMOVED_TOLD.saturating_sub(self.removed.len());
+            self.removed_more = self.removed_more.saturating_add(removed.len().saturating_sub(room));
+            self.removed.extend(removed.into_iter().take(room));
             body
         }))
     }
@@ -200,8 +205,8 @@ impl Listing {
     /// What was changed, in words; and what was found.
     #[must_use]
     pub fn finish(self) -> (Option<String>, Vec<String>) {
-        let told = self.removed.iter().take(REMOVED_TOLD).map(|name| format!("`{name}`")).collect::<Vec<_>>();
-        let more = self.removed.len().saturating_sub(told.len());
+        let told = self.removed.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>();
+        let more = self.removed_more;
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let change = format!("tools/list: without {}{more}", told.join(", "));
         ((!told.is_empty()).then_some(change), self.findings)
