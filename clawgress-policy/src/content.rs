@@ -42,6 +42,8 @@ pub struct ModelCall<'a> {
     pub end_user: &'a str,
     /// Whether the server may keep it, by what it says or what is so where nothing is said.
     pub store: bool,
+    /// Whether the model is shown what only the server has.
+    pub partial: bool,
     /// What was found in the request.
     pub findings: &'a [String],
 }
@@ -147,6 +149,7 @@ pub(crate) enum Attribute {
     LlmToolChoice,
     LlmEndUser,
     LlmStore,
+    LlmPartial,
     ToolServer,
     ToolMethod,
     ToolName,
@@ -216,6 +219,7 @@ impl Attribute {
                 A::LlmToolChoice,
                 A::LlmEndUser,
                 A::LlmStore,
+                A::LlmPartial,
                 A::Findings,
             ],
             ActionKind::Tool => &[
@@ -277,6 +281,7 @@ impl Attribute {
             Attribute::LlmToolChoice => (Some("llm"), "tool_choice"),
             Attribute::LlmEndUser => (Some("llm"), "end_user"),
             Attribute::LlmStore => (Some("llm"), "store"),
+            Attribute::LlmPartial => (Some("llm"), "partial"),
             Attribute::ToolServer => (Some("tool"), "server"),
             Attribute::ToolMethod => (Some("tool"), "method"),
             Attribute::ToolName => (Some("tool"), "name"),
@@ -353,6 +358,7 @@ impl Attribute {
             Attribute::LlmToolChoice => Told::Str(call.tool_choice),
             Attribute::LlmEndUser => Told::Str(call.end_user),
             Attribute::LlmStore => Told::Bool(call.store),
+            Attribute::LlmPartial => Told::Bool(call.partial),
             Attribute::Findings => Told::Strings(call.findings),
             _ => return None,
         })

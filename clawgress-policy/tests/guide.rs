@@ -330,6 +330,7 @@ fn what_is_said_is_judged_as_the_guide_says() {
         tool_choice: "",
         end_user: "",
         store: false,
+        partial: false,
         tokens_estimated: 16_000,
         stream: true,
         tools: &[],

@@ -186,6 +186,9 @@ pub struct ModelFacts {
     /// Whether the provider may keep it; likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub store: Option<bool>,
+    /// Whether the model is shown what only the provider has; likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partial: Option<bool>,
     /// What was found in it, with what was found in its body; absent where an earlier version recorded it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub findings: Option<Vec<String>>,
@@ -202,6 +205,10 @@ pub struct ToolFacts {
     /// The method; empty of an answer to what the server asked.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub method: String,
+    /// What it is called in the message, where that is not the same: of A2A's version 0.3, whose methods policy has by their names
+    /// of 1.0.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub sent_as: String,
     /// The tool, prompt or resource; empty where it is about none.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,

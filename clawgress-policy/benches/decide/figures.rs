@@ -103,6 +103,7 @@ impl Asked {
                 tool_choice: "",
                 end_user: "",
                 store: false,
+                partial: false,
                 stream: true,
                 tools: names,
                 findings,

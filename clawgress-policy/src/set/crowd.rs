@@ -226,6 +226,7 @@ fn calls<'a>(host: &'a Host, (provider, model): (&'a str, &'a str)) -> [Vec<Oper
             tool_choice: "",
             end_user: "",
             store: false,
+            partial: false,
             findings: &[],
         };
         vec![

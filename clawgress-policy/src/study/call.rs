@@ -48,6 +48,9 @@ pub struct CaseCall {
     pub end_user: String,
     /// Whether the server may keep it; as of a client that says nothing of it if absent.
     pub store: Option<bool>,
+    /// Whether the model is shown what only the server has.
+    #[serde(default)]
+    pub partial: bool,
     /// What is found in it.
     #[serde(default)]
     pub findings: Vec<String>,
@@ -100,6 +103,7 @@ impl CaseCall {
             tool_choice: &self.tool_choice,
             end_user: &self.end_user,
             store: self.store.unwrap_or_else(|| stores_by_default(surface)),
+            partial: self.partial,
             findings: &self.findings,
         })
     }

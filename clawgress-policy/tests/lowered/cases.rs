@@ -192,6 +192,7 @@ impl Things {
                 tool_choice: random.pick(&["", "auto", "email"]),
                 end_user: random.pick(&["", "u-1"]),
                 store: random.one_in(2),
+                partial: random.one_in(2),
                 stream: random.one_in(2),
                 tools: names,
                 findings,

@@ -561,6 +561,7 @@ impl Writer<'_> {
                     "context.llm.tool_choice == \"email\"",
                     "context.llm.end_user like \"u-*\"",
                     "context.llm.store",
+                    "context.llm.partial",
                 ])
                 .to_owned(),
             "tool" => self

@@ -152,6 +152,7 @@ impl Said {
                 tool_choice: "auto",
                 end_user: "u-1",
                 store: true,
+                partial: true,
                 stream: true,
                 tools: names,
                 findings,

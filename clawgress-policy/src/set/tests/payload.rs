@@ -147,6 +147,7 @@ fn calls_of_models_are_asked_about_where_a_guard_names_them() {
         tool_choice: "auto",
         end_user: "u-7",
         store: true,
+        partial: true,
         findings: &[],
     };
     let decided = |text: &str, call| {
@@ -183,6 +184,7 @@ fn calls_of_models_are_asked_about_where_a_guard_names_them() {
     assert_eq!(decided(priced, ModelCall { unpriced: false, ..call }).0, Ok(()));
     for (asks, other) in [
         ("!context.llm.store", ModelCall { store: false, ..call }),
+        ("!context.llm.partial", ModelCall { partial: false, ..call }),
         ("context.llm.end_user like \"acme/*\"", ModelCall { end_user: "acme/7", ..call }),
         ("context.llm.tool_choice != \"auto\"", ModelCall { tool_choice: "", ..call }),
     ] {

@@ -350,6 +350,7 @@ impl<'a> HeldCall<'a> {
             tool_choice: self.tool_choice.unwrap_or_default(),
             end_user: self.end_user.unwrap_or_default(),
             store: self.store.unwrap_or_default(),
+            partial: self.partial.unwrap_or_default(),
             findings: self.findings.unwrap_or_default(),
         })
     }
@@ -360,11 +361,13 @@ impl<'a> HeldCall<'a> {
         let findings = (Attributes::of(&[Attribute::Findings]), "what was found in it");
         let said = [Attribute::LlmToolChoice, Attribute::LlmEndUser, Attribute::LlmStore];
         let said = (Attributes::of(&said), "what it says of tools, users and keeping");
+        let partial = (Attributes::of(&[Attribute::LlmPartial]), "whether its server had more of it");
         let is_said = [self.tool_choice.is_some(), self.end_user.is_some(), self.store.is_some()];
         tools
             .into_iter()
             .chain(self.findings.is_none().then_some(findings))
             .chain(is_said.contains(&false).then_some(said))
+            .chain(self.partial.is_none().then_some(partial))
             .collect()
     }
 }

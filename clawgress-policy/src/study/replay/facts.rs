@@ -106,6 +106,8 @@ pub struct HeldCall<'a> {
     pub end_user: Option<&'a str>,
     /// Whether the server may keep it, likewise.
     pub store: Option<bool>,
+    /// Whether the model was shown what only the server has, likewise.
+    pub partial: Option<bool>,
     /// What was found in it, if that is told.
     pub findings: Option<&'a [String]>,
 }

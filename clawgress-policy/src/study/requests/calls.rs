@@ -61,6 +61,7 @@ fn of_model<'a>(host: &'a Host, (provider, model): (&'a str, &'a str), calls: &'
                 tool_choice: &content.name,
                 end_user: &content.name,
                 store: content.store.unwrap_or_else(|| stores_by_default(surface)),
+                partial: content.partial,
                 findings: &content.words,
             }));
         }),

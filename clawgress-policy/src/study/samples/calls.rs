@@ -43,6 +43,8 @@ pub(in crate::study) struct SampleCall {
     pub(in crate::study) name: String,
     /// Whether the server may keep it; as of a client that says nothing of it if absent.
     pub(in crate::study) store: Option<bool>,
+    /// Whether its server has more of it.
+    pub(in crate::study) partial: bool,
 }
 
 /// A surface that keeps what it is asked, and one that streams, of a client that says nothing of it.
@@ -54,12 +56,13 @@ impl Calls {
     pub(super) fn of_models(named: &Named, bounded: Bounded<'_>) -> Calls {
         let stream = SampleCall { told: "streams".to_owned(), stream: Some(true), ..SampleCall::default() };
         let kept = SampleCall { told: "kept".to_owned(), store: Some(true), ..SampleCall::default() };
+        let partial = SampleCall { told: "partial".to_owned(), partial: true, ..SampleCall::default() };
         let surfaces = SURFACES.into_iter().map(|surface| SampleCall {
             told: format!("of {surface}"),
             surface: Some(surface.to_owned()),
             ..SampleCall::default()
         });
-        let contents = [stream, kept].into_iter().chain(surfaces).chain(named.numbered("tokens"));
+        let contents = [stream, kept, partial].into_iter().chain(surfaces).chain(named.numbered("tokens"));
         let contents = contents.chain(named.worded("finding or tool")).chain(named.spoken());
         Calls {
             offers: offers(named, bounded, ["providers", "models"]),

@@ -54,6 +54,9 @@ pub struct Supposing {
     /// Whether the provider may keep it; as of a client that says nothing of it if absent: `responses` are kept then.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", requires = "provider", help_heading = OF_MODEL)]
     store: Option<bool>,
+    /// The model is shown what only the provider has: an earlier answer, a conversation, a file.
+    #[arg(long, requires = "provider", help_heading = OF_MODEL)]
+    partial: bool,
     /// Whose tool it calls, by the name that policy has for the server.
     #[arg(long, value_name = "NAME", help_heading = OF_TOOL)]
     server: Option<String>,
@@ -141,6 +144,7 @@ impl Supposing {
             tool_choice: self.tool_choice.clone().unwrap_or_default(),
             end_user: self.end_user.clone().unwrap_or_default(),
             store: self.store,
+            partial: self.partial,
             findings: findings.to_vec(),
         })
     }

@@ -101,6 +101,7 @@ fn call(facts: &ModelFacts) -> HeldCall<'_> {
         tool_choice: facts.tool_choice.as_deref(),
         end_user: facts.end_user.as_deref(),
         store: facts.store,
+        partial: facts.partial,
         findings: facts.findings.as_deref(),
     }
 }

@@ -220,6 +220,10 @@ fn calls_are_asked_again_by_what_is_told_of_them() {
     undecidable(&called, &kept, "keeping");
     let told = HeldCall { tool_choice: Some(""), end_user: Some(""), store: Some(true), ..call };
     assert_eq!(replay(&posted(&agent, &of_llm, calling(told)), &kept), Replayed::Same);
+    let partial = text.replace("tokens_estimated <= 100", "partial");
+    undecidable(&posted(&agent, &of_llm, calling(told)), &partial, "server had more");
+    let told = HeldCall { partial: Some(true), ..told };
+    assert_eq!(replay(&posted(&agent, &of_llm, calling(told)), &partial), Replayed::Same);
     // What was looked for and is not told, was none; what nobody looked for, may have been.
     let plain =
         Contents { asked: &asked, said: said(body(10, &none)), end: ended(None), ..Contents::default() };
