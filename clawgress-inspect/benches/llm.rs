@@ -91,6 +91,7 @@ fn renamed() -> clawgress_inspect::llm::rename::Renamed {
     let wanted = Wanted {
         params: &[],
         tokens_max: None,
+        takes_completion_tokens: true,
         takes_tool: &|_| false,
         takes_tools: false,
         renames: &[("search", "find")],

@@ -6,6 +6,7 @@
 pub mod answer;
 mod attachment;
 mod call;
+mod caps;
 pub mod change;
 mod estimate;
 mod form;
@@ -75,6 +76,8 @@ pub struct Piece<'a> {
     pub provenance: Provenance,
     /// Number of the text in the request, from 0.
     pub number: u32,
+    /// Number of what it is a part of: a message, whose texts a model is shown as one, or a tool or document.
+    pub message: u32,
     /// Whether the text begins here.
     pub begins: bool,
     /// Whether it ends here. The last piece may be empty.

@@ -11,9 +11,11 @@ use std::sync::Arc;
 pub mod coding;
 mod detect;
 mod disguise;
+mod events;
 mod fields;
 mod finding;
 pub mod head;
+mod hearing;
 pub mod json;
 mod layer;
 mod media;
@@ -25,6 +27,7 @@ mod personal;
 pub use coding::Coding;
 pub(crate) use disguise::CODES_MAX;
 pub use finding::Finding;
+use hearing::{Hearing, looks_at};
 use json::{Event, JsonError};
 use layer::Layer;
 pub use media::{Claims, Seen};
@@ -33,7 +36,7 @@ pub use names::NAME_BYTES_MAX;
 use opening::Opening;
 
 use crate::encoded::split;
-use crate::llm::{CallError, Field, Piece, Provenance, Request, Role, Surface, Texts};
+use crate::llm::{CallError, Field, Provenance, Request, Surface};
 use crate::prompt::{Assessment, Detector, Rules};
 use crate::tool;
 
@@ -158,8 +161,8 @@ struct Tally {
     is_call: bool,
     /// What looks at its texts.
     prompt: Option<Box<Detector>>,
-    /// What puts together the texts of what is no call, where they are looked at, and where those come from.
-    heard: Option<(Box<Texts>, Provenance)>,
+    /// What puts together the texts of what is no call, where they are looked at.
+    heard: Option<Box<Hearing>>,
     /// Whether bytes that are said to be no text are heard like some.
     hears_bytes: bool,
     /// What reads it as messages to a tool server, if they may be some.
@@ -205,7 +208,7 @@ impl Tally {
         self.call.iter_mut().for_each(|call| **call = Request::default());
         self.messages.iter_mut().for_each(|messages| **messages = tool::Reader::default());
         self.prompt.iter_mut().for_each(|prompt| prompt.again());
-        self.heard.iter_mut().for_each(|(texts, from)| **texts = heard_from(*from));
+        self.heard.iter_mut().for_each(|heard| heard.again());
     }
 
     /// Counts fields.
@@ -260,53 +263,6 @@ impl Tally {
     /// What only looks like a call is none where it can't be read.
     fn sure(&self, read: Result<(), CallError>) -> Result<(), Unreadable> {
         read.or_else(|why| if self.is_call { Err(Unreadable::Call(why)) } else { Ok(()) })
-    }
-}
-
-// === impl Tally, of texts that a model may be shown ===
-
-impl Tally {
-    /// Whether texts are heard.
-    fn hears(&self) -> bool {
-        self.heard.is_some()
-    }
-
-    /// Begins a text.
-    fn hear_begins(&mut self) {
-        if let Some((texts, from)) = &mut self.heard {
-            texts.begin(Some(*from));
-        }
-    }
-
-    /// Some of it.
-    fn hear(&mut self, bytes: &[u8]) {
-        if let Some((texts, _)) = &mut self.heard {
-            texts.push(bytes, &mut looks_at(&mut self.prompt));
-        }
-    }
-
-    /// Ends it.
-    fn hear_ends(&mut self) {
-        if let Some((texts, _)) = &mut self.heard {
-            texts.end(&mut looks_at(&mut self.prompt));
-        }
-    }
-}
-
-/// The first text of what is no call.
-fn heard_from(from: Provenance) -> Texts {
-    let mut texts = Texts::default();
-    texts.message(Some(Role::Unknown), &mut |_| {});
-    texts.begin(Some(from));
-    texts
-}
-
-/// What hands the pieces of a call's texts on.
-fn looks_at(prompt: &mut Option<Box<Detector>>) -> impl FnMut(&Piece<'_>) {
-    move |piece| {
-        if let Some(prompt) = prompt {
-            prompt.push(piece);
-        }
     }
 }
 
@@ -394,8 +350,8 @@ impl Inspector {
     /// and names of its document.
     #[must_use]
     pub fn hearing(mut self, rules: &Arc<Rules>, from: Provenance) -> Inspector {
-        let (texts, prompt) = (Box::new(heard_from(from)), Box::new(Detector::new(rules)));
-        (self.tally.heard, self.tally.prompt) = (Some((texts, from)), Some(prompt));
+        let (heard, prompt) = (Box::new(Hearing::new(from)), Box::new(Detector::new(rules)));
+        (self.tally.heard, self.tally.prompt) = (Some(heard), Some(prompt));
         self
     }
 
@@ -416,7 +372,8 @@ impl Inspector {
     #[must_use]
     pub fn assessment(&self) -> Option<Assessment> {
         let prompt = self.tally.prompt.as_ref().filter(|_| self.failed.is_none());
-        prompt.map(|prompt| prompt.assess())
+        let beside = || self.tally.heard.iter().flat_map(|heard| heard.detectors());
+        prompt.map(|prompt| prompt.assess_with(beside()))
     }
 
     /// What it says as a call of a model.
@@ -510,7 +467,7 @@ impl Inspector {
     pub fn memory_bytes(&self) -> usize {
         let call = self.tally.call.as_deref().map_or(0, Request::memory_bytes);
         let prompt = self.tally.prompt.as_deref().map_or(0, Detector::memory_bytes);
-        let heard = self.tally.heard.as_ref().map_or(0, |(texts, _)| texts.memory_bytes());
+        let heard = self.tally.heard.as_ref().map_or(0, |heard| heard.memory_bytes());
         let messages = self.tally.messages.as_deref().map_or(0, tool::Reader::memory_bytes);
         OWN_BYTES + self.layer.memory_bytes() + call + prompt + heard + messages
     }

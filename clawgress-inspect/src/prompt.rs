@@ -70,6 +70,8 @@ pub struct Detector {
     /// What runs of letters stand for.
     inside: Inside,
     steps: u64,
+    /// What the last text was a part of, and where it comes from.
+    last: Option<(u32, Provenance)>,
 }
 
 /// Words of one text, and how far patterns have come in them.
@@ -124,6 +126,7 @@ impl Detector {
             tags: None,
             inside: Inside::default(),
             steps: 0,
+            last: None,
         }
     }
 
@@ -133,24 +136,48 @@ impl Detector {
         &self.shared
     }
 
+    /// Another by the same rules.
+    #[must_use]
+    pub fn another(&self) -> Detector {
+        Detector::new(&self.shared)
+    }
+
     /// Makes it the detector of another request, as if it were new.
     pub fn again(&mut self) {
         self.matched.clear();
         self.signs.clear();
         self.plain.again();
-        (self.tags, self.steps) = (None, 0);
+        (self.tags, self.steps, self.last) = (None, 0, None);
         self.inside.layer = None;
         (self.inside.unpacked, self.inside.coded) = (0, 0);
         self.inside.runs.clear();
     }
 
-    /// Looks at the next piece of a text.
+    /// Looks at the next piece of a text. Texts of one message, from one place, are read as a model is shown them: one behind the
+    /// other.
     pub fn push(&mut self, piece: &Piece<'_>) {
-        self.text(piece.provenance, piece.text, piece.ends);
+        let part = (piece.message, piece.provenance);
+        if piece.begins && self.last.replace(part) != Some(part) {
+            self.apart();
+        }
+        self.look(piece.provenance, piece.text, piece.ends);
     }
 
-    /// Looks at what comes next of a text that comes from there; the last of it if it `ends`.
+    /// Looks at what comes next of a text that comes from there, and has nothing to do with the one before; the last of it if it
+    /// `ends`.
     pub fn text(&mut self, provenance: Provenance, text: &str, ends: bool) {
+        self.look(provenance, text, ends);
+        if ends {
+            self.apart();
+        }
+    }
+
+    /// Has no pattern reach over from what came before.
+    fn apart(&mut self) {
+        std::iter::once(&mut self.plain).chain(self.tags.as_deref_mut()).for_each(Stream::apart);
+    }
+
+    fn look(&mut self, provenance: Provenance, text: &str, ends: bool) {
         let mut hidden = String::new();
         let Detector { shared, matched, plain, steps, .. } = self;
         let mut hit = |rule: u16| note(matched, rule, shared.weight(usize::from(rule), provenance));
@@ -170,10 +197,21 @@ impl Detector {
     /// What the texts so far came to.
     #[must_use]
     pub fn assess(&self) -> Assessment {
+        self.assess_with(std::iter::empty())
+    }
+
+    /// What they came to with those of other detectors by the same rules: what two have seen counts once.
+    #[must_use]
+    pub fn assess_with<'a>(&self, others: impl Iterator<Item = &'a Detector>) -> Assessment {
+        let (mut matched, mut signs) = (self.matched.clone(), self.signs.clone());
+        for other in others {
+            other.matched.iter().for_each(|(rule, weight)| note(&mut matched, *rule, *weight));
+            other.signs.iter().for_each(|(sign, weight)| note(&mut signs, sign, *weight));
+        }
         let mut assessment = Assessment::default();
         let mut left = 100;
         let mut weigh = |weight: u32| left -= left * weight / 100;
-        for (rule, weight) in &self.matched {
+        for (rule, weight) in &matched {
             let Some(rule) = self.shared.rules().get(usize::from(*rule)).filter(|_| *weight > 0) else {
                 continue;
             };
@@ -181,7 +219,7 @@ impl Detector {
             assessment.signals.insert(Arc::clone(&rule.signal));
             assessment.rules.insert(Arc::clone(&rule.id));
         }
-        for (sign, weight) in self.signs.iter().filter(|(_, weight)| **weight > 0) {
+        for (sign, weight) in signs.iter().filter(|(_, weight)| **weight > 0) {
             weigh(*weight);
             assessment.signals.insert((*sign).into());
         }
@@ -289,9 +327,12 @@ impl Stream {
         let Stream { words, at, reached, .. } = self;
         let mut steps = 0;
         words.finish(&mut |word| steps += step(rules, word, at, reached, hit));
-        // Far enough for four thousand million words in all; then the earliest count again.
-        *at = at.saturating_add(APART);
         steps
+    }
+
+    fn apart(&mut self) {
+        // Far enough for four thousand million words in all; then the earliest count again.
+        self.at = self.at.saturating_add(APART);
     }
 
     /// What was seen of characters in the text at hand.

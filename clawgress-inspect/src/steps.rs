@@ -264,6 +264,7 @@ mod tests {
             let wanted = Wanted {
                 params: &[("store", "false"), ("n", "1")],
                 tokens_max: Some(100),
+                takes_completion_tokens: true,
                 takes_tool: &|name| name.ends_with('7'),
                 takes_tools: true,
                 renames: &[("t8", "u"), ("t9", "t8")],

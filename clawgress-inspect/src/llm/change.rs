@@ -16,6 +16,8 @@ pub struct Wanted<'a> {
     pub params: &'a [(&'a str, &'a str)],
     /// Most tokens that may be answered.
     pub tokens_max: Option<u64>,
+    /// Whether whoever is asked takes `max_completion_tokens`.
+    pub takes_completion_tokens: bool,
     /// Whether a tool of this name is not offered.
     pub takes_tool: &'a dyn Fn(&str) -> bool,
     /// Whether any is not.
@@ -74,7 +76,8 @@ pub fn changed(
         change.param(name, value)?;
     }
     if let Some(most) = wanted.tokens_max {
-        change.tokens(call.tokens_max_of(surface), most)?;
+        let takes = wanted.takes_completion_tokens;
+        change.tokens(call.tokens_max_of(surface, takes), most, takes)?;
     }
     if wanted.takes_tools && call.tools.iter().any(|name| (wanted.takes_tool)(name)) {
         change.tools(wanted.takes_tool)?;
@@ -116,13 +119,31 @@ fn read_again(body: &[u8], surface: Surface) -> Result<Call, ChangeError> {
     call.cloned().ok_or(ChangeError::NotSo("it is a call"))
 }
 
+/// The call that `body` is, where its own `stream_options` ask for usage, too; `None` if they can't be made to.
+#[must_use]
+pub fn asking_usage(body: &[u8], surface: Surface) -> Option<Vec<u8>> {
+    const OPTIONS: &str = "stream_options";
+    const ASKED: &str = "include_usage";
+    let at = splice::find(body, &[OPTIONS])?;
+    let mut edits = Edits::default();
+    match splice::find(body, &[OPTIONS, ASKED]) {
+        Some(said) => edits.replace(said, "true"),
+        None if body.get(at.clone()) == Some(b"null") => edits.replace(at, format!("{{\"{ASKED}\":true}}")),
+        None if body.get(at.start) == Some(&b'{') => edits.add(body, &at, ASKED, b"true"),
+        None => return None,
+    }
+    let body = edits.apply(body);
+    let is_so = |call: Call| call.include_usage == Some(true);
+    read_again(&body, surface).is_ok_and(is_so).then_some(body)
+}
+
 /// Whether all else that was wanted is so: the call as it is read again.
 fn holds(body: &[u8], surface: Surface, wanted: &Wanted<'_>) -> Result<Call, ChangeError> {
     let call = read_again(body, surface)?;
     if call.tools.iter().any(|name| (wanted.takes_tool)(name)) {
         return Err(ChangeError::NotSo("those tools are not offered"));
     }
-    let most = call.tokens_max_of(surface).unwrap_or(u64::MAX);
+    let most = call.tokens_max_of(surface, wanted.takes_completion_tokens).unwrap_or(u64::MAX);
     if wanted.tokens_max.is_some_and(|wanted| most > wanted) {
         return Err(ChangeError::NotSo("that limit of tokens"));
     }
@@ -186,12 +207,20 @@ impl Change<'_> {
         Ok(())
     }
 
-    fn tokens(&mut self, now: Option<u64>, most: u64) -> Result<(), ChangeError> {
+    fn tokens(
+        &mut self,
+        now: Option<u64>,
+        most: u64,
+        takes_completion_tokens: bool,
+    ) -> Result<(), ChangeError> {
         if now.is_some_and(|now| now <= most) {
             return Ok(());
         }
         let places: &[&[&str]] = match self.surface {
-            Surface::ChatCompletions => &[&["max_completion_tokens"], &["max_tokens"]],
+            Surface::ChatCompletions if takes_completion_tokens => {
+                &[&["max_completion_tokens"], &["max_tokens"]]
+            }
+            Surface::ChatCompletions => &[&["max_tokens"]],
             Surface::Responses => &[&["max_output_tokens"]],
             Surface::Completions | Surface::Messages | Surface::CohereChat => &[&["max_tokens"]],
             Surface::GenerateContent => &[

@@ -1,6 +1,7 @@
 //! Where in a request what stands, in all dialects at once: their names for the same things differ, and the same names mean
 //! the same. Must never skip what a model is shown.
 
+use super::caps::Cap;
 use super::key::Key;
 use super::{Provenance, Role};
 
@@ -13,8 +14,8 @@ pub(super) enum Node {
     Skip,
     Model,
     Stream,
-    /// How many tokens may be answered.
-    Cap,
+    /// How many tokens may be answered, by this name.
+    Cap(Cap),
     /// The same of Ollama, which looks at no other.
     Predict,
     /// How many answers there may be.
@@ -111,9 +112,9 @@ const UNSHOWN: [&str; 28] = [
 
 /// What requests have at their root that a model is shown, by names that mean it in one dialect alone. In any letters: who takes it
 /// so, shows it.
-const ASIDE: [(&str, Node); 37] = [
+const ASIDE: [(&str, Node); 45] = [
     // Of llama.cpp.
-    ("n_predict", N::Cap),
+    ("n_predict", N::Cap(Cap::NPredict)),
     ("input_prefix", N::Say(Role::User)),
     ("input_suffix", N::Say(Role::User)),
     ("input_extra", N::Documents),
@@ -133,6 +134,15 @@ const ASIDE: [(&str, Node); 37] = [
     ("grammar", N::Every(Provenance::ToolDefinition)),
     ("chat_template", N::Say(Role::System)),
     ("chat_template_kwargs", N::Every(Provenance::ToolDefinition)),
+    // What wraps a call in what makes one later: a batch, a conversation, a session; and what that takes from elsewhere.
+    ("params", N::Root),
+    ("batch", N::Root),
+    ("input_config", N::Root),
+    ("inputConfig", N::Root),
+    ("session", N::Root),
+    ("thread", N::Root),
+    ("input_file_id", N::Remote),
+    ("assistant_id", N::Remote),
     // Of Bedrock, put into a prompt that the server has.
     ("promptVariables", N::Every(Provenance::User)),
     // Of models that draw.
@@ -174,8 +184,9 @@ impl Node {
         match self {
             N::Root => root(key),
             N::Config => match key {
-                Key::MaxTokens | Key::MaxOutputTokens | Key::MaxCompletionTokens => N::Cap,
-                Key::MaxTokenCount => N::Cap,
+                Key::MaxTokens | Key::MaxCompletionTokens => N::Cap(Cap::ConfigMaxTokens),
+                Key::MaxOutputTokens => N::Cap(Cap::ConfigMaxOutputTokens),
+                Key::MaxTokenCount => N::Cap(Cap::MaxTokenCount),
                 Key::NumPredict => N::Predict,
                 Key::CandidateCount => N::Copies,
                 _ => N::Skip,
@@ -258,7 +269,7 @@ impl Node {
                 N::Every(Provenance::ToolDefinition)
             }
             // Of TGI.
-            N::Config if name.eq_ignore_ascii_case("max_new_tokens") => N::Cap,
+            N::Config if name.eq_ignore_ascii_case("max_new_tokens") => N::Cap(Cap::MaxNewTokens),
             N::Output if name.eq_ignore_ascii_case("format") => N::Format,
             N::Format if name == "strict" => N::Skip,
             N::Format => N::Every(Provenance::ToolDefinition),
@@ -298,7 +309,14 @@ impl Node {
     pub(super) fn is_scalar(self) -> bool {
         matches!(
             self,
-            N::Model | N::Stream | N::Cap | N::Predict | N::Copies | N::RoleName | N::IncludeUsage | N::Store
+            N::Model
+                | N::Stream
+                | N::Cap(_)
+                | N::Predict
+                | N::Copies
+                | N::RoleName
+                | N::IncludeUsage
+                | N::Store
         )
     }
 }
@@ -307,8 +325,11 @@ fn root(key: Key) -> Node {
     match key {
         Key::Model => N::Model,
         Key::Stream => N::Stream,
-        Key::MaxTokens | Key::MaxCompletionTokens | Key::MaxOutputTokens | Key::MaxTokensToSample => N::Cap,
-        Key::MaxGenLen => N::Cap,
+        Key::MaxTokens => N::Cap(Cap::MaxTokens),
+        Key::MaxCompletionTokens => N::Cap(Cap::MaxCompletionTokens),
+        Key::MaxOutputTokens => N::Cap(Cap::MaxOutputTokens),
+        Key::MaxTokensToSample => N::Cap(Cap::MaxTokensToSample),
+        Key::MaxGenLen => N::Cap(Cap::MaxGenLen),
         Key::Messages | Key::ChatHistory | Key::Contents => N::Messages,
         Key::Input | Key::Inputs => N::Input,
         Key::Suffix | Key::Query | Key::Texts | Key::InputText | Key::Message => N::Say(Role::User),

@@ -282,8 +282,9 @@ impl Heard {
             // What an event adds to has the same name wherever that is.
             said.swap(0, 1);
         }
-        for (all, said) in self.texts.iter_mut().zip(said) {
-            all.extend(said);
+        let more = reader.take_more_texts().into_iter().map(|(_, said)| said);
+        for said in std::iter::once(said).chain(more) {
+            self.texts.iter_mut().zip(said).for_each(|(all, said)| all.extend(said));
         }
         let progress = reader.progress();
         self.has_more_tools |= progress.has_more_tools;

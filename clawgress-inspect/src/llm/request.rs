@@ -74,9 +74,6 @@ pub struct Request {
     tool_types: Vec<(usize, String)>,
     /// The same of their members that are not known.
     unknown: Vec<(usize, String)>,
-    /// Most tokens of one answer, and how many answers there may be.
-    cap: Option<u64>,
-    copies: u64,
     /// Tools that were named, each time.
     offered: u64,
     known: HashSet<String>,
@@ -108,8 +105,6 @@ impl Default for Request {
             is_too_long: false,
             tool_types: Vec::new(),
             unknown: Vec::new(),
-            cap: None,
-            copies: 1,
             offered: 0,
             known: HashSet::new(),
             every: None,
@@ -253,6 +248,9 @@ impl Request {
         };
         if let Some(role) = says {
             self.texts.message(role, sink);
+        }
+        if matches!(node, Node::Tool | Node::Document) {
+            self.texts.apart();
         }
         let role = says.map_or(outer, Option::unwrap_or_default);
         if let (Node::Every(from), None) = (node, self.every) {
@@ -450,7 +448,15 @@ impl Request {
                 Ok(())
             }
             Scalar::Blob => {
-                if self.attachment.end() {
+                let (texts, estimator) = (&mut self.texts, &mut self.estimator);
+                let is_text = self.attachment.end(&mut |begins, text| {
+                    if begins {
+                        texts.begin(Some(Provenance::Retrieved));
+                    }
+                    estimator.push(text);
+                    texts.push(text, sink);
+                });
+                if is_text {
                     self.end_text(sink);
                 }
                 if self.attachment_depth() == 0 {
@@ -486,6 +492,7 @@ impl Request {
             return Ok(());
         };
         self.next = frame.node.member(key);
+        self.call.is_partial |= self.next == Node::Link && matches!(key, Key::FileId | Key::FileUri);
         if self.next != Node::Skip && frame.keys & key.bit() != 0 {
             error = error.or(Some(CallError::Twice));
         }
@@ -517,7 +524,7 @@ impl Request {
             (Node::Stream, Kind::Word, text) => self.call.stream = Some(truth(text)?),
             (Node::IncludeUsage, Kind::Word, text) => self.call.include_usage = Some(truth(text)?),
             (Node::Store, Kind::Word, text) => self.call.store = Some(truth(text)?),
-            (Node::Cap | Node::Predict | Node::Copies, Kind::Word, text) => {
+            (Node::Cap(_) | Node::Predict | Node::Copies, Kind::Word, text) => {
                 self.limit(node, text.map_or(u64::MAX, most));
             }
             (Node::RoleName, Kind::Text, text) => {
@@ -562,10 +569,11 @@ impl Request {
     fn limit(&mut self, node: Node, most: u64) {
         match node {
             Node::Predict => self.call.tokens_predict = self.call.tokens_predict.max(Some(most)),
-            Node::Copies => self.copies = self.copies.max(most),
-            _ => self.cap = self.cap.max(Some(most)),
+            Node::Copies => self.call.caps.copies(most),
+            Node::Cap(cap) => self.call.caps.add(cap, most),
+            _ => {}
         }
-        self.call.tokens_max = self.cap.map(|cap| cap.saturating_mul(self.copies));
+        self.call.tokens_max = self.call.caps.most();
     }
 
     fn is_by(&mut self, role: Role, sink: &mut dyn FnMut(&Piece<'_>)) {

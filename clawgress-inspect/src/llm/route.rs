@@ -91,8 +91,10 @@ pub struct Route {
     pub surface: Surface,
     /// The model, where its path or query names one: it counts, and not what the body says.
     pub model: Option<String>,
-    /// Whether its path may name a model that can't be told: none counts then, nor the body's.
+    /// Whether its path or query may name a model that can't be told: none counts then, nor the body's.
     pub is_model_unclear: bool,
+    /// A model that the query names besides, which some servers of the operator's take in place of any other.
+    pub besides: Option<String>,
     /// Whether the answer is streamed, where the path says so.
     pub stream: Option<bool>,
 }
@@ -237,6 +239,20 @@ impl Surface {
     }
 }
 
+// === impl Route ===
+
+/// Providers that take OpenAI's newer name of a limit of chat completions, by what they say of their APIs. Others of its dialect
+/// leave it out of account: Ollama does.
+const COMPLETION_TOKENS: [&str; 5] = ["openai", "azure", "groq", "xai", "cerebras"];
+
+impl Route {
+    /// Whether whoever is asked takes `max_completion_tokens` for a limit.
+    #[must_use]
+    pub fn takes_completion_tokens(&self) -> bool {
+        !self.is_named && COMPLETION_TOKENS.contains(&&*self.provider)
+    }
+}
+
 // === impl Server ===
 
 impl Server {
@@ -273,6 +289,7 @@ pub fn route(servers: &[Server], target: &Target<'_>) -> Option<Route> {
         surface: Surface::Other,
         model: None,
         is_model_unclear: false,
+        besides: None,
         stream: None,
     };
     let lower: Vec<String> = decoded.iter().map(|segment| segment.to_ascii_lowercase()).collect();
@@ -302,6 +319,13 @@ pub fn route(servers: &[Server], target: &Target<'_>) -> Option<Route> {
             InPath::Nothing => {}
             InPath::At(at) => route.model = decoded.get(at).cloned(),
             InPath::Unclear => route.is_model_unclear = true,
+        }
+    }
+    if is_named && route.surface.is_read() {
+        match &mut in_query(target.query)[..] {
+            [] => {}
+            [(_, one)] if !one.is_empty() => route.besides = Some(std::mem::take(one)),
+            _ => route.is_model_unclear = true,
         }
     }
     Some(route)
@@ -461,19 +485,23 @@ fn by_words(route: &mut Route, words: &[&str], decoded: &[String]) {
 
 /// The model that a query names: no two of them, and none in other letters.
 fn of_query(query: &str, is_azure: bool) -> Option<String> {
-    let named = query.split('&').filter_map(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let name = decode(name);
-        let is_one = ["model", "deployment"].iter().any(|known| name.eq_ignore_ascii_case(known));
-        is_one.then(|| (name, decode(&value.replace('+', " "))))
-    });
-    let all: Vec<(String, String)> = named.collect();
-    match &all[..] {
+    match &in_query(query)[..] {
         [(name, one)] if !one.is_empty() && (name == "model" || is_azure && name == "deployment") => {
             Some(one.clone())
         }
         _ => None,
     }
+}
+
+/// All that a query has by the names of a model, in any letters; some take `;` for `&`.
+fn in_query(query: &str) -> Vec<(String, String)> {
+    let named = query.split(['&', ';']).filter_map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = decode(name);
+        let is_one = ["model", "deployment"].iter().any(|known| name.eq_ignore_ascii_case(known));
+        is_one.then(|| (name, decode(&value.replace('+', " "))))
+    });
+    named.collect()
 }
 
 /// A segment as servers read it.

@@ -17,6 +17,7 @@ const PENDING_BYTES: usize = size_of::<Pending>();
 struct Pending {
     provenance: Option<Provenance>,
     number: u32,
+    message: u32,
     begins: bool,
     ends: bool,
     text: String,
@@ -28,6 +29,7 @@ pub struct Texts {
     /// Of the text at hand, what no piece was told of.
     block: Vec<u8>,
     number: u32,
+    message: u32,
     begins: bool,
     /// Of the text at hand, where that is not by its role.
     provenance: Option<Provenance>,
@@ -44,6 +46,12 @@ impl Texts {
     pub fn message(&mut self, role: Option<Role>, sink: &mut dyn FnMut(&Piece<'_>)) {
         self.settle(Role::Unknown, sink);
         self.role = role;
+        self.apart();
+    }
+
+    /// Begins what is not shown as one with what came before: another message, or tool, or document.
+    pub fn apart(&mut self) {
+        self.message = self.message.saturating_add(1);
     }
 
     /// The role of the message at hand. The first one counts, as whoever calls refuses another.
@@ -108,12 +116,13 @@ impl Texts {
             }
             Err(_) => (block.len(), String::from_utf8_lossy(&block)),
         };
-        let (begins, number) = (std::mem::take(&mut self.begins), self.number);
+        let (begins, number, message) = (std::mem::take(&mut self.begins), self.number, self.message);
         match self.role {
             Some(role) => sink(&Piece {
                 role,
                 provenance: self.provenance.unwrap_or_else(|| role.provenance()),
                 number,
+                message,
                 begins,
                 ends,
                 text: &text,
@@ -121,7 +130,7 @@ impl Texts {
             None => {
                 self.pending_bytes += PENDING_BYTES + text.len();
                 let (provenance, text) = (self.provenance, text.into_owned());
-                self.pending.push(Pending { provenance, number, begins, ends, text });
+                self.pending.push(Pending { provenance, number, message, begins, ends, text });
                 if self.pending_bytes > PENDING_BYTES_MAX {
                     self.is_by(Role::Unknown, sink);
                 }
@@ -134,9 +143,9 @@ impl Texts {
 
     fn settle(&mut self, role: Role, sink: &mut dyn FnMut(&Piece<'_>)) {
         self.pending_bytes = 0;
-        for Pending { provenance, number, begins, ends, text } in self.pending.drain(..) {
+        for Pending { provenance, number, message, begins, ends, text } in self.pending.drain(..) {
             let provenance = provenance.unwrap_or_else(|| role.provenance());
-            sink(&Piece { role, provenance, number, begins, ends, text: &text });
+            sink(&Piece { role, provenance, number, message, begins, ends, text: &text });
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Fields of a document, one after the other: those that are too short to hold anything are not looked into. Must never take one for
 //! short by the pieces that it comes in.
 
+use super::hearing::Lane;
 use super::layer::{Layer, Place};
 use super::{Tally, Unreadable};
 
@@ -17,7 +18,10 @@ const ACCOUNT_BYTES_MIN: usize = 15;
 #[derive(Debug, Default)]
 pub(super) struct Fields {
     layer: Option<Box<Layer>>,
-    /// Whether it has the field at hand.
+    /// The lane that they are heard in.
+    lane: Option<Lane>,
+    /// Whether one is at hand, and whether the layer has it.
+    has_begun: bool,
     is_open: bool,
     /// The field at hand, as long as it is short.
     short: [u8; SHORT_BYTES_MAX],
@@ -27,25 +31,23 @@ pub(super) struct Fields {
 // === impl Fields ===
 
 impl Fields {
+    /// Those of a document whose texts are heard in that lane.
+    pub(super) fn heard_in(lane: Option<Lane>) -> Fields {
+        Fields { lane, ..Fields::default() }
+    }
+
     /// The next field begins.
     #[inline]
-    pub(super) fn begin(&mut self, is_own: bool, place: Place, tally: &Tally) {
-        (self.is_open, self.count) = (false, 0);
-        // All that is heard is, however short.
-        if is_own && tally.hears() {
-            self.open(is_own, place);
+    pub(super) fn begin(&mut self, tally: &mut Tally) {
+        (self.has_begun, self.is_open, self.count) = (true, false, 0);
+        if let Some(lane) = self.lane {
+            tally.hear_begins(lane);
         }
     }
 
     /// Some of it.
     #[inline]
-    pub(super) fn push(
-        &mut self,
-        bytes: &[u8],
-        is_own: bool,
-        place: Place,
-        tally: &mut Tally,
-    ) -> Result<(), Unreadable> {
+    pub(super) fn push(&mut self, bytes: &[u8], place: Place, tally: &mut Tally) -> Result<(), Unreadable> {
         if !self.is_open {
             if self.count == 0 && is_dull(bytes) {
                 self.short.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
@@ -56,17 +58,27 @@ impl Fields {
             let (short, count) = (self.short, self.count);
             // Counted again by who looks at it.
             tally.looked_bytes -= count as u64;
-            self.open(is_own, place).push(short.get(..count).unwrap_or_default(), tally)?;
+            self.open(place).push(short.get(..count).unwrap_or_default(), tally)?;
         }
         self.layer.as_mut().map_or(Ok(()), |layer| layer.push(bytes, tally))
     }
 
-    /// It ends.
+    /// It ends, if one is at hand.
     #[inline]
     pub(super) fn end(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
+        if !std::mem::take(&mut self.has_begun) {
+            return Ok(());
+        }
         match &mut self.layer {
             Some(layer) if self.is_open => layer.finish(tally),
-            _ => Ok(()),
+            _ => {
+                // All that is heard is, however short.
+                if let Some(lane) = self.lane {
+                    tally.hear(lane, self.short.get(..self.count).unwrap_or_default());
+                    tally.hear_ends(lane);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -75,13 +87,14 @@ impl Fields {
     }
 
     /// Has it looked into.
-    fn open(&mut self, is_own: bool, place: Place) -> &mut Layer {
+    fn open(&mut self, place: Place) -> &mut Layer {
         self.is_open = true;
+        let lane = self.lane;
         match &mut self.layer {
             Some(layer) => layer.again(),
-            layer => *layer = Some(Box::new(Layer::of_document(place, is_own))),
+            layer => *layer = Some(Box::new(Layer::of_document(place, lane))),
         }
-        self.layer.get_or_insert_with(|| Box::new(Layer::of_document(place, is_own)))
+        self.layer.get_or_insert_with(|| Box::new(Layer::of_document(place, lane)))
     }
 }
 

@@ -3,7 +3,9 @@
 use super::coding::{Caps, Coding, Decoder};
 use super::detect::Detectors;
 use super::disguise::Disguise;
+use super::events::Events;
 use super::fields::Fields;
+use super::hearing::Lane;
 use super::json::{Event as JsonEvent, Json, Kind};
 use super::media::{Claims, HEAD_BYTES, Reading, Seen};
 use super::multipart::{Event as PartEvent, Multipart};
@@ -18,12 +20,14 @@ pub(super) struct Layer {
     is_field: bool,
     /// Whether it is the body itself, its coding taken off.
     is_root: bool,
-    /// Whether it is a text of the body's own document.
-    is_own: bool,
+    /// The lane that it is heard in, of a text that a model may be shown.
+    lane: Option<Lane>,
     place: Place,
     detectors: Detectors,
     disguise: Disguise,
     state: State,
+    /// What reads it as a stream of events besides.
+    events: Option<Box<Events>>,
 }
 
 /// What is around a layer.
@@ -135,11 +139,12 @@ impl Layer {
             claims,
             is_field: false,
             is_root: false,
-            is_own: false,
+            lane: None,
             place,
             detectors: Detectors::default(),
             disguise: Disguise::default(),
             state,
+            events: None,
         }
     }
 
@@ -152,9 +157,9 @@ impl Layer {
         Layer { is_field: true, ..Layer::decoded(place) }
     }
 
-    /// A field of a document, and whether that is the body's own.
-    pub(super) fn of_document(place: Place, is_own: bool) -> Layer {
-        Layer { is_own, ..Layer::field(place) }
+    /// A field of a document, and the lane that it is heard in.
+    pub(super) fn of_document(place: Place, lane: Option<Lane>) -> Layer {
+        Layer { lane, ..Layer::field(place) }
     }
 
     /// What something came to that may be anything.
@@ -170,6 +175,7 @@ impl Layer {
     pub(super) fn again(&mut self) {
         self.detectors.clear();
         self.disguise.clear();
+        self.events = None;
         match &mut self.state {
             State::Head(head) => head.count = 0,
             state => *state = State::first(&self.claims),
@@ -195,7 +201,8 @@ impl Layer {
             State::Form(form) => form.field.memory_bytes() + form.other.memory_bytes(),
             _ => 0,
         };
-        inside + self.disguise.memory_bytes()
+        let events = self.events.as_ref().map_or(0, |events| events.memory_bytes());
+        inside + events + self.disguise.memory_bytes()
     }
 
     /// Begins to read it as what is said of it, where that is sure before its first byte.
@@ -222,7 +229,11 @@ impl Layer {
                 let escape = Vec::new();
                 self.state = State::Form(Form { field, other, escape, has_begun: false, in_value: false });
             }
-            Reading::Sniffed | Reading::Json { .. } => {}
+            Reading::Sniffed => {
+                let lane = tally.lane_in(self.lane(tally)).filter(|_| self.claims.has_events());
+                self.events = lane.filter(|_| self.is_root).map(|lane| Box::new(Events::new(lane)));
+            }
+            Reading::Json { .. } => {}
         }
         Ok(())
     }
@@ -249,8 +260,8 @@ impl Layer {
         tally.looked_bytes += bytes.len() as u64;
         if self.is_leaf() {
             self.disguise.push(bytes, self.place, tally)?;
-            if self.is_own || self.is_root && (self.claims.may_be_text() || tally.hears_bytes) {
-                tally.hear(bytes);
+            if let Some(lane) = self.lane(tally) {
+                tally.hear(lane, bytes);
             }
         }
         // Packed bytes too: names, comments and frames that decoders skip hold text as it is.
@@ -258,6 +269,9 @@ impl Layer {
         self.detectors.scan(bytes, is_leaf, &mut |finding| {
             tally.findings.insert(finding);
         });
+        if let Some(events) = &mut self.events {
+            events.push(bytes, self.place.inside(), tally)?;
+        }
         // What is said to be JSON is refused where it breaks.
         let is_sniffed = self.is_root && matches!(self.claims.reading, Reading::Sniffed);
         if let Some(messages) = tally.messages.as_mut().filter(|_| is_sniffed) {
@@ -277,13 +291,16 @@ impl Layer {
     /// Ends it.
     pub(super) fn finish(&mut self, tally: &mut Tally) -> Result<(), Unreadable> {
         self.start(tally)?;
-        if self.is_leaf() && (self.is_own || self.is_root) {
-            tally.hear_ends();
+        if let Some(lane) = self.lane(tally).filter(|_| self.is_leaf()) {
+            tally.hear_ends(lane);
         }
         self.detectors.finish(&mut |finding| {
             tally.findings.insert(finding);
         });
         self.disguise.finish(self.place, tally)?;
+        if let Some(events) = &mut self.events {
+            events.end(self.place.inside(), tally)?;
+        }
         if matches!(self.state, State::Head(_)) {
             self.settle(tally)?;
         }
@@ -295,9 +312,8 @@ impl Layer {
                 let counted = tally.has_members(decoder.take_members());
                 counted.and(decoded).and_then(|()| inner.finish(tally))
             }
-            State::Json { json, fields, names, is_claimed } => {
-                let is = (is_root, *is_claimed);
-                json.finish(&mut |event| of_json(event, (fields, names), is, place, tally))
+            State::Json { json, fields, names, .. } => {
+                json.finish(&mut |event| of_json(event, (fields, names), is_root, place, tally))
             }
             State::Multipart { multipart, .. } => multipart.finish().map_err(Unreadable::from),
             State::Form(form) => form.finish(tally),
@@ -313,6 +329,12 @@ impl Layer {
             State::Packed { is_claimed, .. } | State::Json { is_claimed, .. } => !is_claimed,
             State::Multipart { .. } | State::Form(_) => false,
         }
+    }
+
+    /// The lane that it is heard in.
+    fn lane(&self, tally: &Tally) -> Option<Lane> {
+        let is_heard = self.is_root && (self.claims.may_be_text() || tally.hears_bytes);
+        self.lane.or_else(|| tally.lane().filter(|_| is_heard))
     }
 
     /// Begins it, if this is its first byte, or its end.
@@ -342,7 +364,7 @@ impl Layer {
             (Reading::Json { .. }, Seen::Wide) => return Err(Unreadable::Charset),
             (Reading::Json { is_sequence }, _) => State::Json {
                 json: Json::new(*is_sequence),
-                fields: Fields::default(),
+                fields: Fields::heard_in(tally.lane().filter(|_| self.is_root)),
                 names: Names::default(),
                 is_claimed: true,
             },
@@ -362,7 +384,8 @@ impl Layer {
             }
             (_, Seen::Json) if self.place.level < LEVELS_MAX => State::Json {
                 json: Json::new(true),
-                fields: Fields::default(),
+                // The text itself is heard, and in it may be escapes.
+                fields: Fields::heard_in(tally.lane_in(self.lane(tally))),
                 names: Names::default(),
                 is_claimed: false,
             },
@@ -386,9 +409,8 @@ impl Layer {
                 // First, since what is malformed behind too many may be forgiven, and must not be by how it was cut.
                 tally.has_members(decoder.take_members()).and(decoded)
             }
-            State::Json { json, fields, names, is_claimed } => {
-                let is = (is_root, *is_claimed);
-                json.push(bytes, &mut |event| of_json(event, (fields, names), is, place, tally))
+            State::Json { json, fields, names, .. } => {
+                json.push(bytes, &mut |event| of_json(event, (fields, names), is_root, place, tally))
             }
             State::Multipart { multipart, part, is_of_call } => multipart.push(bytes, &mut |event| {
                 if is_root {
@@ -403,13 +425,15 @@ impl Layer {
 
     /// What only looked like something, and is not, is plain.
     fn forgive(&mut self, read: Result<(), Unreadable>, tally: &mut Tally) -> Result<(), Unreadable> {
-        match (&self.state, read) {
-            (State::Json { is_claimed: false, .. }, Err(Unreadable::JsonMalformed)) => {
+        match (&mut self.state, read) {
+            (State::Json { is_claimed: false, fields, .. }, Err(Unreadable::JsonMalformed)) => {
+                // What broke off is a text as far as it came.
+                let ended = fields.end(tally);
                 self.state = State::Plain;
                 if let Some(messages) = tally.messages.as_mut().filter(|_| self.is_root) {
                     messages.is_no_document();
                 }
-                Ok(())
+                ended
             }
             // What only might stand for something refuses nothing but by its size; detectors have seen all of it.
             (State::Json { is_claimed: false, .. }, Err(Unreadable::JsonTooDeep)) if self.place.codes > 0 => {
@@ -438,15 +462,14 @@ fn decoded(bytes: &[u8], inner: &mut Layer, tally: &mut Tally) -> Result<(), Unr
     inner.push(bytes, tally)
 }
 
-fn of_json(
+/// What comes next of a document, which is the body's own if it `is_root`.
+pub(super) fn of_json(
     event: JsonEvent<'_>,
     (fields, names): (&mut Fields, &mut Names),
-    (is_root, is_claimed): (bool, bool),
+    is_root: bool,
     place: Place,
     tally: &mut Tally,
 ) -> Result<(), Unreadable> {
-    // Of what only looks like a document, the text itself is heard.
-    let is_own = is_root && is_claimed;
     if is_root {
         tally.of_document(event)?;
     }
@@ -457,13 +480,10 @@ fn of_json(
         JsonEvent::Open { .. } | JsonEvent::Close => Ok(()),
         JsonEvent::Begin(kind) => {
             tally.has_fields(u64::from(kind != Kind::Key))?;
-            if is_own {
-                tally.hear_begins();
-            }
-            fields.begin(is_own, place, tally);
+            fields.begin(tally);
             Ok(())
         }
-        JsonEvent::Piece(bytes) => fields.push(bytes, is_own, place, tally),
+        JsonEvent::Piece(bytes) => fields.push(bytes, place, tally),
         JsonEvent::End => fields.end(tally),
     }
 }

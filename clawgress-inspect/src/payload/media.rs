@@ -18,6 +18,8 @@ pub struct Claims {
     pub(super) reading: Reading,
     /// Why it can't be read, whatever it holds.
     pub(super) refusal: Option<Unreadable>,
+    /// Whether it may be a stream of events, whatever is said of it.
+    pub(super) has_events: bool,
 }
 
 /// How a body is read, by what is said of it.
@@ -107,8 +109,13 @@ impl Claims {
     }
 
     fn of_type(types: &[&[u8]]) -> Claims {
-        let none =
-            |refusal| Claims { media_type: String::new(), coding: None, reading: Reading::Sniffed, refusal };
+        let none = |refusal| Claims {
+            media_type: String::new(),
+            coding: None,
+            reading: Reading::Sniffed,
+            refusal,
+            has_events: false,
+        };
         let value = match types {
             [] => return none(None),
             [value] => value,
@@ -150,7 +157,7 @@ impl Claims {
             _ if subtype == "json" || subtype.ends_with("+json") => Reading::Json { is_sequence: false },
             _ => Reading::Sniffed,
         };
-        Claims { media_type, coding: None, reading, refusal }
+        Claims { media_type, coding: None, reading, refusal, has_events: false }
     }
 
     /// Takes it for a JSON document, or a form of parts if the server `takes_forms`: servers that take nothing else often
@@ -164,6 +171,23 @@ impl Claims {
     /// Whether it is said to be JSON.
     pub(super) fn is_json(&self) -> bool {
         matches!(self.reading, Reading::Json { .. })
+    }
+
+    /// Whether it is said to be a stream of events.
+    pub(super) fn has_events(&self) -> bool {
+        self.has_events || self.media_type == "text/event-stream"
+    }
+
+    /// Whether what is said to be so may be one document, or a text: no form of parts, and nothing that is known to be none.
+    #[must_use]
+    pub fn may_be_document(&self) -> bool {
+        self.may_be_text() && !matches!(self.reading, Reading::Multipart { .. })
+    }
+
+    /// Has it read as a stream of events besides, whatever is said of it: some clients look at nothing else.
+    #[must_use]
+    pub fn as_events(self) -> Claims {
+        Claims { has_events: true, ..self }
     }
 
     /// Whether it is said to be documents that follow one another.

@@ -7,6 +7,7 @@ use super::multipart::{Event as PartEvent, Multipart, MultipartError};
 use super::*;
 
 mod again;
+mod hearing;
 
 const KEY: &str = "-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----\n";
 

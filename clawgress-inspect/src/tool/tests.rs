@@ -13,7 +13,8 @@ fn one(text: &str, head: &Head<'_>) -> Result<Message, ToolError> {
     read(text.as_bytes(), head).map(|all| all.into_iter().next().expect("a message"))
 }
 
-const NONE: Head<'static> = Head { method: None, name: None, params: &[], version: None, session: None };
+const NONE: Head<'static> =
+    Head { method: None, name: None, params: &[], version: None, session: None, is_a2a: false };
 
 #[test]
 fn a_call_is_what_its_server_would_take_it_for() {
@@ -53,6 +54,31 @@ fn a_call_is_what_its_server_would_take_it_for() {
     assert_eq!(answer.method, None);
     let read = r#"{"jsonrpc":"2.0","id":1,"method":"resources/read","params":{"uri":"file:///a b"}}"#;
     assert_eq!(one(read, &NONE).expect("a read").name.as_deref(), Some("file:///a b"));
+}
+
+/// Methods of A2A's version 0.3 are those of 1.0 to policy; what MCP has as well is A2A's where the head says so.
+#[test]
+fn methods_of_other_agents_have_one_name() {
+    for (method, is_a2a, name) in [
+        ("message/send", false, "SendMessage"),
+        ("message/stream", false, "SendStreamingMessage"),
+        ("tasks/get", false, "tasks/get"),
+        ("tasks/get", true, "GetTask"),
+        ("tasks/list", true, "ListTasks"),
+        ("tasks/cancel", true, "CancelTask"),
+        ("tasks/result", true, "tasks/result"),
+        ("tasks/resubscribe", false, "SubscribeToTask"),
+        ("tasks/pushNotificationConfig/set", false, "CreateTaskPushNotificationConfig"),
+        ("agent/getAuthenticatedExtendedCard", true, "GetExtendedAgentCard"),
+        ("GetTask", true, "GetTask"),
+        ("Message/Send", true, "Message/Send"),
+    ] {
+        let text = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{{}}}}"#);
+        let message = one(&text, &Head { is_a2a, ..NONE }).expect(method);
+        assert_eq!(message.method.as_deref(), Some(name), "{method}");
+        assert_eq!(message.sent_as, (method != name).then(|| method.to_owned()), "{method}");
+        assert_eq!(message.protocol == Protocol::A2a, method != name || method == "GetTask", "{method}");
+    }
 }
 
 /// What other methods say is asked for as the arguments of tools are.

@@ -128,7 +128,7 @@ fn what_each_request_asks_for() {
     for (name, model, stream, cap, messages, tools) in ROWS.iter().copied() {
         let call = call(name);
         let surface = if name.starts_with("ollama") { Surface::OllamaChat } else { Surface::ChatCompletions };
-        let most = call.tokens_max_of(surface);
+        let most = call.tokens_max_of(surface, true);
         let found = (call.model.as_deref().unwrap_or(""), call.stream, most, call.messages);
         assert_eq!(found, (model, stream, cap, messages), "{name}");
         assert_eq!(call.tools.join(" "), tools, "{name}");

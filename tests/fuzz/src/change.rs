@@ -34,6 +34,7 @@ pub fn llm_change(data: &[u8]) {
     let wanted = Wanted {
         params: if which & 8 != 0 { &[("store", "false")] } else { &[] },
         tokens_max: (which & 16 != 0).then_some(100),
+        takes_completion_tokens: which & 128 == 0,
         takes_tool: &|name| name.starts_with('s'),
         takes_tools: which & 32 != 0,
         renames: if which & 64 != 0 { &[("read", "fetch")] } else { &[] },

@@ -28,6 +28,7 @@ static RENAMED: LazyLock<Renamed> = LazyLock::new(|| {
     let wanted = Wanted {
         params: &[],
         tokens_max: None,
+        takes_completion_tokens: true,
         takes_tool: &|_| false,
         takes_tools: false,
         renames: &[("read", "fetch")],

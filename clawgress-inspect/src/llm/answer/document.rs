@@ -2,12 +2,16 @@
 //! take for the provider's what the model says.
 
 mod grammar;
+mod kept;
+mod said;
 
 pub(super) use grammar::is_over;
 use grammar::{is_repeat, number};
+use kept::Kept;
+use said::{Choice, Said};
 
 use super::places::{is_call, unpacked};
-use super::plain::{PLAIN_BYTES_MAX, Plain};
+use super::plain::PLAIN_BYTES_MAX;
 use super::{Count, Facts};
 use crate::llm::Estimator;
 use crate::payload::json::{DEPTH_MAX, Event, Json, JsonError, Kind};
@@ -27,6 +31,10 @@ enum Node {
     Top(u8),
     /// What the model says, or part of it.
     Turn,
+    /// Answers beside one another.
+    Choices,
+    /// Which of them it is.
+    Index,
     /// A tool that is asked for.
     Call,
     Usage,
@@ -104,18 +112,6 @@ pub(super) struct Document {
     kept: Option<Kept>,
 }
 
-/// The bytes of a document, and whether nobody has to look at them.
-#[derive(Debug)]
-struct Kept {
-    bytes: Vec<u8>,
-    bytes_max: usize,
-    is_cut: bool,
-    plain: Plain,
-}
-
-/// Room that is kept for the bytes of the next document: as much as most have.
-const KEPT_BYTES: usize = 1024;
-
 #[derive(Debug)]
 struct State {
     frames: Vec<Frame>,
@@ -127,7 +123,9 @@ struct State {
     facts: Facts,
     estimator: Estimator,
     /// What the model said, and what it asks tools for, until it is taken; if anybody takes it.
-    said: Option<[Vec<u8>; 2]>,
+    said: Option<Said>,
+    /// Which answer is at hand, of those beside one another.
+    choice: Choice,
     /// Type and name of the innermost object that has them, and how deep it is.
     typed: Option<(usize, String)>,
     named: Option<(usize, String)>,
@@ -255,7 +253,7 @@ impl Document {
 
     /// Has it keep its own bytes, up to so many.
     pub(super) fn keep_bytes(&mut self, bytes_max: usize) {
-        self.kept = Some(Kept { bytes: Vec::new(), bytes_max, is_cut: false, plain: Plain::default() });
+        self.kept = Some(Kept::up_to(bytes_max));
     }
 
     /// Has it keep nothing any longer.
@@ -273,13 +271,18 @@ impl Document {
 
     /// Bytes that it keeps.
     pub(super) fn memory_bytes(&self) -> usize {
-        let said = self.state.said.iter().flatten().map(Vec::capacity).sum::<usize>();
+        let said = self.state.said.as_ref().map_or(0, Said::memory_bytes);
         self.kept.as_ref().map_or(0, Kept::memory_bytes) + said
     }
 
-    /// What it kept.
+    /// What it kept of the first answer.
     pub(super) fn take_texts(&mut self) -> [Vec<u8>; 2] {
-        self.state.said.as_mut().map(std::mem::take).unwrap_or_default()
+        self.state.said.as_mut().map(Said::take).unwrap_or_default()
+    }
+
+    /// What it kept of others beside it, and which they are.
+    pub(super) fn take_more_texts(&mut self) -> Vec<(usize, [Vec<u8>; 2])> {
+        self.state.said.as_mut().map(Said::take_more).unwrap_or_default()
     }
 
     /// Whether it says again what was said in parts, as far as it came.
@@ -298,35 +301,10 @@ impl Document {
     }
 }
 
-// === impl Kept ===
-
-impl Kept {
-    fn push(&mut self, bytes: &[u8]) {
-        self.is_cut |= self.bytes.len() + bytes.len() > self.bytes_max;
-        if !self.is_cut {
-            self.bytes.extend_from_slice(bytes);
-        }
-        if self.is_cut || self.bytes.len() > PLAIN_BYTES_MAX {
-            self.plain.refuse();
-        }
-    }
-
-    fn memory_bytes(&self) -> usize {
-        self.bytes.capacity() + self.plain.memory_bytes()
-    }
-
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.bytes.shrink_to(KEPT_BYTES);
-        self.is_cut = false;
-        self.plain.again();
-    }
-}
-
 // === impl State ===
 
 impl State {
-    fn new(frames: Vec<Frame>, text: Vec<u8>, said: Option<[Vec<u8>; 2]>, depth: u8) -> State {
+    fn new(frames: Vec<Frame>, text: Vec<u8>, said: Option<Said>, depth: u8) -> State {
         State {
             frames,
             next: Node::Top(1),
@@ -337,6 +315,7 @@ impl State {
             facts: Facts::default(),
             estimator: Estimator::bare(),
             said,
+            choice: Choice::default(),
             typed: None,
             named: None,
             has_no_choices: false,
@@ -367,6 +346,8 @@ impl State {
                     Node::Vectors => Node::Skip,
                     Node::Usage | Node::Details(_) | Node::Error if !object => Node::Skip,
                     Node::Top(_) if !object && !self.frames.is_empty() => Node::Turn,
+                    Node::Choices if object => self.chooses(),
+                    Node::Index => Node::Skip,
                     node => node,
                 };
                 if object && matches!(node, Node::Modalities(_)) {
@@ -400,7 +381,7 @@ impl State {
             return;
         }
         self.scalar = match (self.place(), kind) {
-            (Node::Text | Node::Turn | Node::Top(0), Kind::Text) => Scalar::Text,
+            (Node::Text | Node::Turn | Node::Choices | Node::Top(0), Kind::Text) => Scalar::Text,
             (Node::Arguments, _) => Scalar::Arguments,
             (Node::Done, Kind::Word) => Scalar::Keep(Node::Done),
             (Node::Packed, Kind::Text) if self.depth < INNER_MAX => {
@@ -409,9 +390,17 @@ impl State {
                 self.inner = Some(Box::new(inner));
                 Scalar::Packed
             }
-            (node @ (Node::Count(_) | Node::Sum(_) | Node::OfModality), Kind::Word) => Scalar::Keep(node),
+            (node @ (Node::Count(_) | Node::Sum(_) | Node::OfModality | Node::Index), Kind::Word) => {
+                Scalar::Keep(node)
+            }
             (
-                Node::Skip | Node::Count(_) | Node::Sum(_) | Node::OfModality | Node::Usage | Node::Top(_),
+                Node::Skip
+                | Node::Count(_)
+                | Node::Sum(_)
+                | Node::OfModality
+                | Node::Index
+                | Node::Usage
+                | Node::Top(_),
                 _,
             ) => Scalar::Skip,
             (node, Kind::Text) => Scalar::Keep(node),
@@ -442,11 +431,19 @@ impl State {
         }
     }
 
-    fn says(&mut self, lane: usize, bytes: &[u8]) {
+    fn says(&mut self, what: usize, bytes: &[u8]) {
         self.estimator.push(bytes);
-        if let Some(said) = self.said.as_mut().and_then(|said| said.get_mut(lane)) {
-            said.extend_from_slice(bytes);
+        if let Some(said) = &mut self.said {
+            said.push(self.choice.number(), what, bytes);
         }
+    }
+
+    /// The next answer of those beside one another begins, if it is one.
+    fn chooses(&mut self) -> Node {
+        if self.frames.last().is_some_and(|frame| frame.node == Node::Choices && !frame.is_object) {
+            self.choice.begin(self.frames.len() + 1, self.said.as_ref());
+        }
+        Node::Turn
     }
 
     /// Decodes what came of a document that is packed: letters that fill it end nowhere but at its end.
@@ -507,7 +504,7 @@ impl State {
         self.facts.is_over |= self.frames.len() == 1 && is_last;
         if self.frames.len() == 1 && name == "choices" {
             self.has_no_choices = true;
-        } else if self.frames.len() == 1 && matches!(self.next, Node::Turn) {
+        } else if self.frames.len() == 1 && matches!(self.next, Node::Turn | Node::Choices) {
             // It says something besides.
             self.has_no_choices = false;
         }
@@ -515,6 +512,7 @@ impl State {
 
     fn close(&mut self) {
         let Some(frame) = self.frames.pop() else { return };
+        self.choice.end(self.frames.len() + 1, frame.node == Node::Choices);
         if let (Node::Modalities(count), true, (true, more)) = (frame.node, frame.is_object, self.of_sound)
             && let Some(slot) = self.facts.counts.get_mut(count as usize)
             && let Some(is_summed) = self.summed.get_mut(count as usize)
@@ -557,6 +555,7 @@ impl State {
             }
             (Node::OfModality, Some(text)) => self.of_sound.1 = number(text).unwrap_or_default(),
             (Node::Modality, Some(text)) => self.of_sound.0 = text.eq_ignore_ascii_case("audio"),
+            (Node::Index, Some(text)) => self.choice.is(depth, number(text), self.said.as_mut()),
             (Node::Done, Some("true")) => self.facts.is_over = true,
             (Node::Name, None) => self.facts.has_more_tools = true,
             (_, Some("") | None) => {}

@@ -399,3 +399,45 @@ fn formats_by_content_type() {
         assert_eq!(Format::of(text), want, "{text}");
     }
 }
+
+/// Answers beside one another come in turns: each is a text of its own, wherever it says which it is.
+#[test]
+fn answers_beside_one_another_are_told_apart() {
+    let said = |stream: &str, step: usize| {
+        let mut reader = Reader::new(Format::EventStream).keeping_texts();
+        let mut all: Vec<String> = Vec::new();
+        for piece in stream.as_bytes().chunks(step) {
+            reader.push(piece);
+            let first = std::iter::once((0, reader.take_texts()));
+            for (n, [text, _]) in first.chain(reader.take_more_texts()) {
+                all.resize(all.len().max(n + 1), String::new());
+                all[n].push_str(&String::from_utf8(text).expect("text"));
+            }
+        }
+        all
+    };
+    let events = |all: &[String]| all.iter().map(|one| format!("data: {one}\n\n")).collect::<String>();
+    let chat =
+        |n: u32, text: &str| format!(r#"{{"choices":[{{"index":{n},"delta":{{"content":"{text}"}}}}]}}"#);
+    let late = |n: u32, text: &str| {
+        format!(
+            r#"{{"candidates":[{{"content":{{"parts":[{{"text":"{text}"}}],"role":"model"}},"index":{n}}}]}}"#
+        )
+    };
+    let both =
+        |n: u32, m: u32| format!(r#"{{"choices":[{{"index":{n},"text":"a"}},{{"text":"b","index":{m}}}]}}"#);
+    let first: [&dyn Fn(u32, &str) -> String; 2] = [&chat, &late];
+    for part in first {
+        let stream =
+            events(&[part(0, "one "), part(1, "uno "), part(0, "two"), part(1, "due"), part(0, ".")]);
+        assert_eq!(said(&stream, usize::MAX), ["one two.", "uno due"]);
+    }
+    for step in [1, 2, 7, 50] {
+        let stream = events(&[chat(0, "one "), chat(1, "uno "), chat(0, "two"), chat(9, "x"), chat(7, "y")]);
+        assert_eq!(said(&stream, step), ["one two", "uno ", "", "", "", "", "", "xy"], "{step}");
+    }
+    assert_eq!(said(&events(&[both(0, 1), both(1, 0)]), usize::MAX), ["ab", "ba"]);
+    // Without a number, by their places.
+    let bare = r#"{"choices":[{"text":"a"},{"text":"b"}],"index":1}"#.to_owned();
+    assert_eq!(said(&events(&[bare.clone(), bare]), usize::MAX), ["aa", "bb"]);
+}

@@ -17,6 +17,7 @@ fn change(body: &str, surface: Surface, wanted: &Wanted<'_>) -> Result<(String, 
 const NOTHING: Wanted<'static> = Wanted {
     params: &[],
     tokens_max: None,
+    takes_completion_tokens: true,
     takes_tool: &|_| false,
     takes_tools: false,
     renames: &[],
@@ -169,4 +170,57 @@ fn a_prompt_comes_first() {
         check(surface, &prompt, body, want);
     }
     change(r#"{"model":"m","prompt":"a"}"#, Surface::Completions, &prompt).expect_err("it has none");
+}
+
+#[test]
+fn usage_is_asked_for_among_what_a_client_says_of_its_stream() {
+    let of = |options: &str| {
+        let body = format!(r#"{{"model":"m","stream":true,"stream_options":{options},"messages":[]}}"#);
+        let asked = asking_usage(body.as_bytes(), Surface::ChatCompletions)?;
+        let asked = String::from_utf8(asked).expect("text");
+        let value: serde_json::Value = serde_json::from_str(&asked).expect("JSON");
+        assert_eq!(value["stream"], true, "{asked}");
+        Some(value["stream_options"].to_string())
+    };
+    for (options, asked) in [
+        (r#"{"include_usage":false}"#, r#"{"include_usage":true}"#),
+        (r#"{"include_usage":null}"#, r#"{"include_usage":true}"#),
+        (r#"{"include_usage":true}"#, r#"{"include_usage":true}"#),
+        ("{}", r#"{"include_usage":true}"#),
+        (" { } ", r#"{"include_usage":true}"#),
+        ("null", r#"{"include_usage":true}"#),
+        (r#"{"include_obfuscation":false}"#, r#"{"include_obfuscation":false,"include_usage":true}"#),
+    ] {
+        assert_eq!(of(options).as_deref(), Some(asked), "{options}");
+    }
+    for odd in ["[]", "1", "\"x\""] {
+        assert_eq!(of(odd), None, "{odd}");
+    }
+}
+
+/// At servers that skip OpenAI's newer name, a limit has the older one.
+#[test]
+fn a_limit_has_the_name_that_is_taken() {
+    let of = |body: &str, takes_completion_tokens: bool| {
+        let wanted = Wanted { tokens_max: Some(100), takes_completion_tokens, ..NOTHING };
+        let mut inspector = Inspector::of_call(
+            Claims::new(&[b"application/json"], &[]),
+            Limits::default(),
+            Some(Surface::ChatCompletions),
+        );
+        inspector.push(body.as_bytes()).and_then(|()| inspector.finish()).expect("read");
+        let call = inspector.call().expect("a call").call().clone();
+        let changed = changed(body.as_bytes(), Surface::ChatCompletions, &call, &wanted).expect("changed");
+        let value: serde_json::Value = serde_json::from_slice(&changed.body).expect("JSON");
+        (value["max_tokens"].as_u64(), value["max_completion_tokens"].as_u64())
+    };
+    for (body, newer, older) in [
+        (r#"{"model":"m"}"#, (None, Some(100)), (Some(100), None)),
+        (r#"{"model":"m","max_completion_tokens":7}"#, (None, Some(7)), (Some(100), Some(7))),
+        (r#"{"model":"m","max_completion_tokens":700}"#, (None, Some(100)), (Some(100), Some(700))),
+        (r#"{"model":"m","max_tokens":700}"#, (Some(100), None), (Some(100), None)),
+    ] {
+        assert_eq!(of(body, true), newer, "{body}");
+        assert_eq!(of(body, false), older, "{body}");
+    }
 }

@@ -23,6 +23,7 @@ fn change(surface: Surface, body: &str) -> Result<Changed, ChangeError> {
     let wanted = Wanted {
         params: &[],
         tokens_max: None,
+        takes_completion_tokens: true,
         takes_tool: &|name| name == "web_fetch",
         takes_tools: true,
         renames: &RENAMES,
@@ -141,6 +142,7 @@ fn how_tools_are_asked_for_is_no_name() {
     let wanted = Wanted {
         params: &[],
         tokens_max: None,
+        takes_completion_tokens: true,
         takes_tool: &|_| false,
         takes_tools: false,
         renames: &MANNERS,

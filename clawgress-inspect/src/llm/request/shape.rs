@@ -14,7 +14,10 @@ impl Request {
         shape.prompt |= is_root && (self.next == Node::Prompt || key == Key::InputText);
         shape.text |= is_root && self.next == Node::Say(crate::llm::Role::User);
         shape.tuned |= is_root
-            && matches!(self.next, Node::Cap | Node::Copies | Node::Stream | Node::Config | Node::ToolConfig);
+            && matches!(
+                self.next,
+                Node::Cap(_) | Node::Copies | Node::Stream | Node::Config | Node::ToolConfig
+            );
         shape.messages_field |= is_root && matches!(key, Key::Messages | Key::ChatHistory);
         shape.contents_field |= is_root && key == Key::Contents;
         shape.contents |= node == Node::Message && key == Key::Parts;

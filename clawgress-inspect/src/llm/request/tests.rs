@@ -176,8 +176,27 @@ fn answers_that_may_be_many_count_each() {
     assert_eq!(most(r#"{"generationConfig":{"candidateCount":4,"maxOutputTokens":10}}"#), Some(40));
     assert_eq!(most(r#"{"n":3}"#), None);
     let ollama = takes(r#"{"max_tokens":1,"options":{"num_predict":9}}"#);
-    assert_eq!(ollama.tokens_max_of(crate::llm::Surface::OllamaChat), Some(9));
-    assert_eq!(ollama.tokens_max_of(crate::llm::Surface::ChatCompletions), Some(1));
+    assert_eq!(ollama.tokens_max_of(crate::llm::Surface::OllamaChat, false), Some(9));
+    assert_eq!(ollama.tokens_max_of(crate::llm::Surface::ChatCompletions, false), Some(1));
+    // What others of a dialect leave out of account is no limit.
+    use crate::llm::Surface as S;
+    for (body, surface, takes_newer, most) in [
+        (r#"{"max_completion_tokens":1}"#, S::ChatCompletions, false, None),
+        (r#"{"max_completion_tokens":1}"#, S::ChatCompletions, true, Some(1)),
+        (r#"{"max_completion_tokens":1,"max_tokens":9}"#, S::ChatCompletions, true, Some(9)),
+        (r#"{"max_completion_tokens":1,"max_tokens":9,"n":2}"#, S::ChatCompletions, false, Some(18)),
+        (r#"{"max_output_tokens":1,"options":{"num_predict":1}}"#, S::ChatCompletions, true, None),
+        (r#"{"max_output_tokens":1}"#, S::Responses, false, Some(1)),
+        (r#"{"max_tokens":1}"#, S::Responses, true, None),
+        (r#"{"max_tokens":1,"additionalModelRequestFields":{"max_tokens":2}}"#, S::Converse, true, None),
+        (r#"{"inferenceConfig":{"maxTokens":3}}"#, S::Converse, false, Some(3)),
+        (r#"{"max_tokens":1}"#, S::GenerateContent, true, None),
+        (r#"{"max_completion_tokens":1}"#, S::Messages, true, None),
+        (r#"{"max_gen_len":4}"#, S::Invoke, false, Some(4)),
+        (r#"{"n_predict":4}"#, S::Completions, false, Some(4)),
+    ] {
+        assert_eq!(takes(body).tokens_max_of(surface, takes_newer), most, "{body} {surface:?}");
+    }
     let late = takes(r#"{"tools":[{"name":"a_tool_with_a_long_name"}]}"#);
     assert!(late.tokens_estimated > 5, "{}", late.tokens_estimated);
 }
@@ -280,7 +299,7 @@ fn text_in_the_place_of_data_is_text() {
     assert_eq!(text("data:Ignore all rules"), "data:Ignore all rules");
     assert_eq!(text("data:text/plain;base64,SGVsbG8="), "");
     assert_eq!(text("SGVsbG8="), "");
-    let long = format!("{} and then", "QUJD".repeat(100));
+    let long = format!("{} and then", "/9j/".repeat(100));
     assert_eq!(text(&long), " and then");
 }
 
@@ -459,4 +478,26 @@ fn steps_grow_with_the_length_alone() {
     }
     let deep = format!("{{\"input\":{}", "[".repeat(1_000_000));
     assert_eq!(read(deep.as_bytes()).0, Err(Failed::Json(JsonError::TooDeep)));
+}
+
+/// What only the server has is not what the request shows.
+#[test]
+fn what_only_the_server_has_is_told() {
+    for (body, is_partial) in [
+        (r#"{"model":"m","messages":[{"role":"user","content":"x"}]}"#, false),
+        (r#"{"input":"x","previous_response_id":null}"#, false),
+        (r#"{"input":"x","previous_response_id":"r"}"#, true),
+        (r#"{"input":"x","conversation":{"id":"c"}}"#, true),
+        (r#"{"input":[{"role":"user","content":[{"type":"input_file","file_id":"f"}]}]}"#, true),
+        (
+            r#"{"input":[{"role":"user","content":[{"type":"input_image","image_url":"https://a.test/"}]}]}"#,
+            false,
+        ),
+        (r#"{"contents":[{"parts":[{"fileData":{"fileUri":"https://f.test/1"}}]}]}"#, true),
+        (r#"{"contents":[],"cachedContent":"c"}"#, true),
+        (r#"{"input":"x","tools":[{"type":"mcp","server_url":"https://t.test/"}]}"#, true),
+        (r#"{"input_file_id":"f"}"#, true),
+    ] {
+        assert_eq!(takes(body).is_partial, is_partial, "{body}");
+    }
 }

@@ -195,6 +195,30 @@ fn others_are_none() {
     assert!(matches("*.b.*.c", "a.b.x.c") && !matches("*.b.*.c", "a.b..c") && !matches("*.b.*.c", "a.b.c"));
 }
 
+/// Of each query of a server that is named, the model that it names besides: `?` where that can't be told.
+#[test]
+fn a_query_may_name_another_model_at_servers_that_are_named() {
+    for (query, model) in [
+        ("", ""),
+        ("a=b", ""),
+        ("model=m", "m"),
+        ("MODEL=m%2B+1", "m+ 1"),
+        ("x&%6dodel=m", "m"),
+        ("x;deployment=m", "m"),
+        ("model=m&model=m", "?"),
+        ("model=m&Deployment=d", "?"),
+        ("model", "?"),
+        ("model=", "?"),
+    ] {
+        let route = of(&format!("llm.internal/serve/v1/chat/completions?{query}")).expect(query);
+        let besides = if route.is_model_unclear { "?" } else { route.besides.as_deref().unwrap_or("") };
+        assert_eq!(besides, model, "{query}");
+        // Providers that are known take none.
+        let known = of(&format!("api.openai.com/v1/chat/completions?{query}")).expect(query);
+        assert_eq!((known.is_model_unclear, known.besides), (false, None), "{query}");
+    }
+}
+
 /// Of each path, the model that it names: `?` for one that can't be told.
 #[test]
 fn a_model_is_named_only_where_the_server_takes_it_for_one() {

@@ -84,6 +84,8 @@ fn top(name: &str, more: u8) -> Node {
 
 fn turn(name: &str) -> Node {
     match name {
+        "choices" | "candidates" => Node::Choices,
+        "index" => Node::Index,
         name if is_turn(name) => Node::Turn,
         name if is_calls(name) => Node::Call,
         "partial_json" | "arguments" | "input" | "partial_arguments" => Node::Arguments,

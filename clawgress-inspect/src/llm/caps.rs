@@ -1,0 +1,82 @@
+//! Limits of tokens, by their names: servers look at those of their own dialect, and at no others. Must never count one that whoever is
+//! asked may leave out of account.
+
+use super::Surface;
+
+/// A name of a limit, or some that mean the same in one place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cap {
+    /// `max_tokens`.
+    MaxTokens,
+    /// OpenAI's newer name: what others have of its dialect, skip it.
+    MaxCompletionTokens,
+    /// `max_output_tokens`, of the Responses API.
+    MaxOutputTokens,
+    /// Of Anthropic's first models.
+    MaxTokensToSample,
+    /// Of Llama at Bedrock.
+    MaxGenLen,
+    /// Of llama.cpp.
+    NPredict,
+    /// `maxTokens` of `inferenceConfig`.
+    ConfigMaxTokens,
+    /// `maxOutputTokens` of `generationConfig`.
+    ConfigMaxOutputTokens,
+    /// Of Titan.
+    MaxTokenCount,
+    /// Of TGI.
+    MaxNewTokens,
+}
+
+const CAPS: usize = 10;
+
+/// The limits of a request: of each name the largest, and for how many answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Caps {
+    all: [Option<u64>; CAPS],
+    copies: u64,
+}
+
+// === impl Caps ===
+
+impl Caps {
+    pub(super) fn add(&mut self, cap: Cap, most: u64) {
+        if let Some(known) = self.all.get_mut(cap as usize) {
+            *known = (*known).max(Some(most));
+        }
+    }
+
+    /// How many answers there may be.
+    pub(super) fn copies(&mut self, most: u64) {
+        self.copies = self.copies.max(most);
+    }
+
+    /// The largest of all.
+    pub(super) fn most(&self) -> Option<u64> {
+        self.times(self.all.iter().copied().max().flatten())
+    }
+
+    /// The largest of those that servers of this surface look at.
+    pub(super) fn most_of(&self, surface: Surface, takes_completion_tokens: bool) -> Option<u64> {
+        use Cap as C;
+        let looked_at: &[Cap] = match surface {
+            Surface::ChatCompletions if takes_completion_tokens => &[C::MaxTokens, C::MaxCompletionTokens],
+            Surface::ChatCompletions | Surface::Messages | Surface::CountTokens | Surface::CohereChat => {
+                &[C::MaxTokens]
+            }
+            Surface::Responses => &[C::MaxOutputTokens],
+            // Of OpenAI, Anthropic, llama.cpp and TGI: whose it is, its path says as little as of the model.
+            Surface::Completions => &[C::MaxTokens, C::MaxTokensToSample, C::NPredict, C::MaxNewTokens],
+            Surface::GenerateContent => &[C::ConfigMaxOutputTokens],
+            Surface::Converse => &[C::ConfigMaxTokens],
+            // In the shape that the model has, or of nobody who is known.
+            _ => return self.most(),
+        };
+        let most = looked_at.iter().filter_map(|cap| self.all.get(*cap as usize).copied().flatten()).max();
+        self.times(most)
+    }
+
+    fn times(&self, most: Option<u64>) -> Option<u64> {
+        most.map(|most| most.saturating_mul(self.copies.max(1)))
+    }
+}
