@@ -394,7 +394,7 @@ impl ProxyHttp for App {
             rewritten.body(body, end);
         }
         if let Some(asking) = &mut context.content.asking {
-            asking.body(body);
+            asking.body(body, end);
         }
         if end {
             granted.sent();

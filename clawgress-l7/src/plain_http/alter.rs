@@ -158,7 +158,13 @@ pub(super) fn change(
     };
     let body = content.body.as_mut().ok_or_else(|| "it has no body that is read".to_owned());
     match body.and_then(|body| body.rewritten(&changes.body)) {
-        Ok(rewritten) => {
+        Ok(mut rewritten) => {
+            if let Some(asking) = &mut content.asking
+                && let Err(why) = rewritten.asks(asking)
+            {
+                exchange.detail(&format!("{UNCHANGEABLE}: {why}"));
+                return Err(Ruling { action: "llm", verdict: Err(DropReason::ContentUnreadable), ..ruling });
+            }
             rewritten.told.iter().for_each(|told| exchange.changed(format!("llm: {told}")));
             content.rewritten = (!rewritten.told.is_empty()).then_some(rewritten);
             Ok(ruling)

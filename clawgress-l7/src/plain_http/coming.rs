@@ -196,6 +196,11 @@ impl Coming {
         *body = (!end || !out.is_empty()).then(|| Bytes::from(out));
     }
 
+    /// The same of other answers beside that, each by its number.
+    pub fn take_more_texts(&mut self) -> Vec<(usize, [Vec<u8>; 2])> {
+        self.reader.take_more_texts()
+    }
+
     /// What there was so far.
     #[must_use]
     pub fn progress(&self) -> Progress<'_> {

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use clawgress_api::PayloadFacts;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1;
-use clawgress_inspect::llm::{Request, Surface};
+use clawgress_inspect::llm::{CallError, Request, Route, Surface};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Readings, Unreadable};
 use clawgress_inspect::tool::Reader;
 use clawgress_policy::effect::Obligation;
@@ -109,8 +109,10 @@ impl Body {
         said.is_call_known = calling.is_some();
         said.call = before.map(Arc::new);
         said.is_tool_known = addressed.is_some();
-        let call_need =
-            calling.as_ref().filter(|_| has_body).map_or_else(PayloadNeed::default, Calling::body_need);
+        let call_need = calling
+            .as_ref()
+            .filter(|_| has_body)
+            .map_or_else(PayloadNeed::default, |calling| calling.body_need(claims.may_be_document()));
         let tool_need =
             addressed.as_ref().filter(|_| has_body).map_or_else(PayloadNeed::default, Addressed::body_need);
         let need = need.max(call_need).max(tool_need);
@@ -132,6 +134,7 @@ impl Body {
         let is_open = claims.coding.is_none() && !is_signed(session.req_header());
         let may_change = is_open && reads_call.is_some() && decide::changes_calls(plan, who);
         let counts = is_open && reads_call.is_some() && gateway.calls.counts();
+        let may_ask = is_open && reads_call.is_some_and(|calling| Asking::may_be(&gateway.calls, calling));
         let limits = Limits {
             decoded_bytes_max: gateway.memory.content.decoded_bytes_max.get(),
             ratio_max: gateway.memory.content.ratio_max.get().into(),
@@ -147,7 +150,7 @@ impl Body {
             calling,
             addressed,
             mismatch: None,
-            copy: (may_change || counts).then(Vec::new),
+            copy: (may_change || counts || may_ask).then(Vec::new),
             charge: gateway.memory.charge(who.identity.agent.index),
             spool_bytes: 0,
             passed: 0,
@@ -212,10 +215,18 @@ impl Body {
     }
 
     fn finish_call(&mut self, gateway: &Gateway) -> Result<(), DropReason> {
-        let Some((calling, call)) = self.as_call() else { return Ok(()) };
-        if calling.takes(call) {
-            if call.error().is_some() && calling.need.decided != Look::Nothing {
-                // It goes to nobody who is listed, and can't be known.
+        let Some((calling, call)) = self.as_call() else {
+            if let Some(call) = self.said.call.as_mut().filter(|_| self.calling.is_some()) {
+                Arc::make_mut(call).finds(&self.said.findings);
+            }
+            return Ok(());
+        };
+        if calling.takes(call) || calling.is_other() {
+            // Of what is no call that is known, fields may be of other types than a call's.
+            let may_be = |error| calling.is_other() && matches!(error, CallError::Type | CallError::NoObject);
+            let is_unknown = call.error().is_some_and(|error| !may_be(error));
+            if is_unknown && calling.need.decided != Look::Nothing {
+                // It goes to nobody who is listed, or where nobody knows, and can't be known.
                 return Err(DropReason::ContentUnreadable);
             }
             let assessment = self.inspector.as_ref().and_then(Inspector::assessment).unwrap_or_default();
@@ -303,7 +314,8 @@ impl Body {
             // Its frames are not written again.
             return Err("tools are not renamed in streams of Bedrock".to_owned());
         }
-        Rewritten::of(&copy, surface, call.call(), changes)
+        let takes_completion_tokens = calling.route.as_ref().is_some_and(Route::takes_completion_tokens);
+        Rewritten::of(&copy, (surface, takes_completion_tokens), call.call(), changes)
     }
 
     /// How it is a message to a tool server whose head says something else than its body, if that is why it is refused.
@@ -315,7 +327,7 @@ impl Body {
     /// Whether usage is to be asked for on the client's behalf.
     fn asking(&self, gateway: &Gateway, session: &Session) -> Option<Asking> {
         let (calling, call) = self.as_call().filter(|_| self.said.complete)?;
-        Asking::of(&gateway.calls, calling, call.call(), session.req_header())
+        Asking::of(&gateway.calls, calling, (call.call(), self.copy.as_deref()), session.req_header())
     }
 
     fn note(&mut self, looked: Result<(), Unreadable>) -> Result<(), DropReason> {

@@ -1,5 +1,4 @@
-//! Calls of models: which requests are some, and what policy is told of them; usage that is asked for on the client's
-//! behalf. What comes back is read in `coming.rs`.
+//! Calls of models: which requests are some, and what policy is told of them. What comes back is read in `coming.rs`.
 //!
 //! INVARIANT: what goes to a provider is asked about, whatever its path: where what it asks for can't be known, it names no
 //! model.
@@ -7,7 +6,6 @@
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use bytes::Bytes;
 use clawgress_api::config::{Content, Llm, LlmServer, UNLISTED};
 use clawgress_api::{CallCost, ModelFacts, TokenUsage};
 use clawgress_inspect::http1;
@@ -20,9 +18,7 @@ use clawgress_inspect::prompt::{BUILT_IN, Rules};
 use clawgress_policy::content::ModelCall;
 use clawgress_policy::{Look, Operation, PayloadNeed, path};
 use jiff::Timestamp;
-use pingora_http::RequestHeader;
 
-use super::rewrite::is_signed;
 use super::{Admitted, Upgrade};
 use crate::counter::{Counter, Counting};
 use crate::decide;
@@ -31,28 +27,10 @@ use crate::followed::Followed;
 use crate::identify::Who;
 use crate::snapshot::Plan;
 
-/// What asks for usage at the end of a stream, as the first member of the request.
-const ASKING: &[u8] = br#""stream_options":{"include_usage":true},"#;
-/// Providers that are known to take it.
-const ASKABLE: [&str; 17] = [
-    "openai",
-    "azure",
-    "github",
-    "groq",
-    "together",
-    "fireworks",
-    "deepseek",
-    "openrouter",
-    "xai",
-    "cerebras",
-    "sambanova",
-    "nvidia",
-    "huggingface",
-    "alibaba",
-    "moonshot",
-    "gemini",
-    "vertex",
-];
+mod usage;
+
+pub use usage::Asking;
+
 /// Names of tools that a record tells, and their bytes.
 const TOOLS_TOLD: usize = 64;
 
@@ -88,6 +66,7 @@ pub struct Facts {
     tool_choice: String,
     end_user: String,
     store: bool,
+    partial: bool,
     findings: Vec<String>,
     /// The version of the rules that its texts were held against.
     prompt_rules: String,
@@ -110,12 +89,6 @@ pub struct Calling {
     /// What models cost, and today.
     prices: Arc<Prices>,
     day: Day,
-}
-
-/// Usage that is asked for on the client's behalf.
-#[derive(Debug, Default)]
-pub struct Asking {
-    is_asked: bool,
 }
 
 // === impl Calls ===
@@ -305,11 +278,18 @@ impl Calling {
         self.route.as_ref().and_then(|route| route.model.clone())
     }
 
-    /// Who needs to see its body: what goes to nobody who is listed may be a call, and need not be readable.
+    /// Whether what it asks for is not known by where it goes, and what it shows a model may be.
     #[must_use]
-    pub fn body_need(&self) -> PayloadNeed {
+    pub fn is_other(&self) -> bool {
+        self.route.as_ref().is_some_and(|route| matches!(route.surface, Surface::Other | Surface::Batches))
+    }
+
+    /// Who needs to see its body, which may be text or not: what goes to nobody who is listed may be a call, and need not be
+    /// readable.
+    #[must_use]
+    pub fn body_need(&self, may_be_text: bool) -> PayloadNeed {
         match &self.route {
-            Some(_) if self.is_read() => self.need,
+            Some(_) if self.is_read() || self.is_other() && may_be_text => self.need,
             Some(_) => PayloadNeed::default(),
             None => PayloadNeed { decided: Look::Nothing, logged: Look::Content },
         }
@@ -327,6 +307,7 @@ impl Calling {
         };
         facts.names(route.model.clone().unwrap_or_default());
         facts.stream = route.surface == Surface::Realtime;
+        facts.partial = matches!(route.surface, Surface::Batches | Surface::Files);
         facts.unpriced = !self.is_priced(&facts);
         Some(facts)
     }
@@ -339,16 +320,21 @@ impl Calling {
         let in_path = route.and_then(|route| route.model.as_ref());
         let differs = in_path.is_some_and(|model| call.model.as_ref().is_some_and(|body| body != model));
         // Which of two a server of the operator's takes, is not known.
+        let model = in_path.or(call.model.as_ref());
+        let besides = route.and_then(|route| route.besides.as_ref());
+        let differs = differs || besides.is_some_and(|besides| model != Some(besides));
         let is_unclear =
             route.is_some_and(|route| route.is_model_unclear || differs && route.is_named) || call.has_others;
-        let model = in_path.or(call.model.as_ref()).filter(|_| !is_unclear).cloned();
+        // What is asked for elsewhere may ask for any.
+        let is_other = self.is_other();
+        let model = model.filter(|_| !is_unclear && !is_other).cloned();
         let stream = route.and_then(|route| route.stream).or(call.stream);
-        let is_odd = route.is_some() && call.shape.differs(surface);
+        let is_odd = route.is_some() && !is_other && call.shape.differs(surface);
         let mut facts = Facts {
             provider: route.map_or_else(|| UNLISTED.into(), |route| Arc::clone(&route.provider)),
             surface: surface.name(),
             tokens_estimated: call.tokens_estimated,
-            tokens_max: call.tokens_max_of(surface),
+            tokens_max: call.tokens_max_of(surface, route.is_some_and(Route::takes_completion_tokens)),
             stream: stream.unwrap_or_else(|| surface.streams_by_default()),
             tools: call.tools.clone(),
             attachments: call.attachments.count,
@@ -359,6 +345,8 @@ impl Calling {
             },
             end_user: call.end_user.clone().unwrap_or_default(),
             store: call.store.unwrap_or(surface.stores_by_default()),
+            // What a batch or a file holds may be anything.
+            partial: call.is_partial || matches!(surface, Surface::Batches | Surface::Files),
             findings: found
                 .chain(is_odd.then_some(SHAPE_MISMATCH))
                 .chain(differs.then_some(MODEL_MISMATCH))
@@ -393,6 +381,11 @@ impl Facts {
     #[must_use]
     pub fn counting(&self) -> Option<&Counting> {
         self.counting.as_ref()
+    }
+
+    /// Notes what is found in its body, of which nothing else is known.
+    pub fn finds(&mut self, found: &[String]) {
+        self.findings = found.to_vec();
     }
 
     /// Notes what a conversation offers, of which it is one message, and what that shows altogether.
@@ -445,6 +438,7 @@ impl Facts {
             tool_choice: &self.tool_choice,
             end_user: &self.end_user,
             store: self.store,
+            partial: self.partial,
             findings: &self.findings,
         })
     }
@@ -468,6 +462,7 @@ impl Facts {
             tool_choice: Some(self.tool_choice.clone()),
             end_user: Some(self.end_user.clone()),
             store: Some(self.store),
+            partial: Some(self.partial),
             findings: Some(self.findings.clone()),
             prompt_rules: self.prompt_rules.clone(),
         }
@@ -523,46 +518,6 @@ pub(super) fn used(usage: &Usage) -> TokenUsage {
         cached_audio: usage.cached_audio,
         output_audio: usage.output_audio,
         estimated: false,
-    }
-}
-
-// === impl Asking ===
-
-impl Asking {
-    /// Whether usage is to be asked for: of whom takes that, in a stream that would tell none, whose request may be changed.
-    #[must_use]
-    pub fn of(calls: &Calls, calling: &Calling, call: &Call, request: &RequestHeader) -> Option<Asking> {
-        let route = calling.route.as_ref()?;
-        let is_named = calls.servers.iter().any(|server| server.name == route.provider);
-        let is_askable = is_named || ASKABLE.contains(&&*route.provider);
-        let is_open = matches!(route.surface, Surface::ChatCompletions | Surface::Completions);
-        let takes = calls.asks_usage && is_askable && is_open && call.stream == Some(true);
-        let is_coded = request.headers.contains_key("content-encoding");
-        (takes && !call.has_stream_options && !is_signed(request) && !is_coded).then(Asking::default)
-    }
-
-    /// Has the head of the request say so: its length, and that what comes back can be read.
-    ///
-    /// # Errors
-    /// Never for what it sets.
-    pub fn head(&mut self, request: &mut RequestHeader) -> pingora_error::Result<()> {
-        self.is_asked = false;
-        let length = request.headers.get("content-length").and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-        if let Some(length) = length {
-            request.insert_header("content-length", (length + ASKING.len() as u64).to_string())?;
-        }
-        request.insert_header("accept-encoding", "identity")
-    }
-
-    /// Has the body ask, once it begins.
-    pub fn body(&mut self, piece: &mut Option<Bytes>) {
-        let Some(bytes) = piece.as_ref().filter(|_| !self.is_asked) else { return };
-        let Some(at) = bytes.iter().position(|b| *b == b'{') else { return };
-        let mut all = Vec::with_capacity(bytes.len() + ASKING.len());
-        all.extend_from_slice(bytes.get(..=at).unwrap_or_default());
-        all.extend_from_slice(ASKING);
-        all.extend_from_slice(bytes.get(at + 1..).unwrap_or_default());
-        (*piece, self.is_asked) = (Some(Bytes::from(all)), true);
     }
 }
 

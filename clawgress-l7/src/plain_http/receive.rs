@@ -21,6 +21,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use super::came::Came;
 use super::coming::{Coming, Follows, coding_of};
 use super::content::TAIL_BYTES;
+use super::tool::opens;
 use super::{Granted, duties};
 use crate::decide::{self, Ruling};
 use crate::exchange::Exchange;
@@ -79,8 +80,9 @@ enum Manner {
 #[derive(Debug)]
 struct Readers {
     all: Inspector,
-    /// What a model says, and what it asks tools for, put together of what they come in.
-    texts: [Option<Inspector>; 2],
+    /// What a model says, and what it asks tools for, put together of what they come in: of each answer, where there are several
+    /// beside one another.
+    texts: Vec<[Option<Inspector>; 2]>,
     /// What these are held against.
     rules: Arc<Rules>,
     found: usize,
@@ -95,40 +97,51 @@ impl Readers {
         // What a model says is heard as its texts; of others, what may be shown to one.
         let rules = gateway.calls.rules();
         let all = if is_model { all } else { all.hearing(&rules, Provenance::Retrieved) };
-        Readers { all, texts: [None, None], rules, found: 0 }
+        Readers { all, texts: Vec::new(), rules, found: 0 }
     }
 
     /// Looks at what comes next.
-    fn push(&mut self, gateway: &Gateway, bytes: &[u8], said: [Vec<u8>; 2]) -> Result<(), Unreadable> {
+    fn push(
+        &mut self,
+        gateway: &Gateway,
+        bytes: &[u8],
+        said: impl Iterator<Item = (usize, [Vec<u8>; 2])>,
+    ) -> Result<(), Unreadable> {
         self.all.push(bytes)?;
         let from = [Provenance::Model, Provenance::ToolArguments];
         let rules = &self.rules;
-        for ((text, said), from) in self.texts.iter_mut().zip(said).zip(from) {
-            if !said.is_empty() {
-                let text = text.get_or_insert_with(|| {
-                    Inspector::new(Claims::new(&[], &[]), limits(gateway)).hearing(rules, from)
-                });
-                text.push(&said)?;
+        for (number, said) in said {
+            if self.texts.len() <= number {
+                self.texts.resize_with(number + 1, Default::default);
+            }
+            let Some(texts) = self.texts.get_mut(number) else { continue };
+            for ((text, said), from) in texts.iter_mut().zip(said).zip(from) {
+                if !said.is_empty() {
+                    let text = text.get_or_insert_with(|| {
+                        Inspector::new(Claims::new(&[], &[]), limits(gateway)).hearing(rules, from)
+                    });
+                    text.push(&said)?;
+                }
             }
         }
         Ok(())
     }
 
     fn finish(&mut self) -> Result<(), Unreadable> {
-        self.texts.iter_mut().flatten().try_for_each(Inspector::finish)?;
+        self.texts.iter_mut().flatten().flatten().try_for_each(Inspector::finish)?;
         self.all.finish()
     }
 
     /// What was found, if that is more than before.
     fn news(&mut self) -> Option<Vec<String>> {
-        let all = || std::iter::once(&self.all).chain(self.texts.iter().flatten());
+        let all = || std::iter::once(&self.all).chain(self.texts.iter().flatten().flatten());
         let assessed: Vec<_> = all().filter_map(Inspector::assessment).collect();
         let found = all().map(Inspector::findings_count).sum::<usize>();
         let found = found + assessed.iter().map(|assessment| assessment.findings().count()).sum::<usize>();
         if std::mem::replace(&mut self.found, found) == found {
             return None;
         }
-        let all = std::iter::once(&self.all).chain(self.texts.iter().flatten());
+        let all = std::iter::once(&self.all).chain(self.texts.iter().flatten().flatten());
         let named = all.flat_map(Inspector::findings).map(|finding| finding.name().to_owned());
         let assessed = assessed.iter().flat_map(|assessment| assessment.findings()).map(str::to_owned);
         let mut names: Vec<String> = named.chain(assessed).collect();
@@ -138,7 +151,7 @@ impl Readers {
     }
 
     fn memory_bytes(&self) -> usize {
-        let all = std::iter::once(&self.all).chain(self.texts.iter().flatten());
+        let all = std::iter::once(&self.all).chain(self.texts.iter().flatten().flatten());
         all.map(Inspector::memory_bytes).sum()
     }
 }
@@ -198,6 +211,8 @@ impl Back {
         let is_grpc = claims.media_type.starts_with("application/grpc");
         let has_events = Format::of(&claims.media_type).is_some_and(|format| format != Format::Json);
         let is_model = gateway.calls.provider(granted.admitted()).is_some();
+        let is_opened = opens(request.method == Method::GET, &request.headers);
+        let claims = if is_opened { claims.as_events() } else { claims };
         let manner = match need.decided {
             Look::Nothing => Manner::Passes,
             // Trailers follow, which nothing may be kept back behind.
@@ -382,8 +397,9 @@ impl Back {
             return (true, Err(DropReason::ContentUnreadable));
         }
         self.following_bytes = coming.as_ref().map_or(0, |coming| coming.memory_bytes());
-        let said = coming.as_mut().map(|coming| coming.take_texts()).unwrap_or_default();
-        let read = readers.push(gateway, bytes, said);
+        let first = coming.as_mut().map(|coming| (0, coming.take_texts()));
+        let more = coming.as_mut().map(|coming| coming.take_more_texts()).unwrap_or_default();
+        let read = readers.push(gateway, bytes, first.into_iter().chain(more));
         let read = if end { read.and_then(|()| readers.finish()) } else { read };
         if let Err(why) = read {
             self.unreadable = Some(why);

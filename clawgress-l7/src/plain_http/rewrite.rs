@@ -9,6 +9,8 @@ use clawgress_inspect::llm::{Call, Surface};
 use clawgress_policy::transform::body::BodyChanges;
 use pingora_http::RequestHeader;
 
+use super::model::Asking;
+
 /// What is said of a call that can't be changed.
 pub const UNCHANGEABLE: &str = "policy changes this call, and it can't be changed";
 
@@ -32,7 +34,7 @@ impl Rewritten {
     /// Why it can't be changed, in words.
     pub fn of(
         body: &[u8],
-        surface: Surface,
+        (surface, takes_completion_tokens): (Surface, bool),
         call: &Call,
         changes: &BodyChanges,
     ) -> Result<Rewritten, String> {
@@ -44,6 +46,7 @@ impl Rewritten {
         let wanted = Wanted {
             params: &params,
             tokens_max: changes.tokens_max,
+            takes_completion_tokens,
             takes_tool: &|name| changes.takes_tool(name),
             takes_tools: !changes.tools.is_empty(),
             renames: &renames,
@@ -78,13 +81,29 @@ impl Rewritten {
     pub fn body(&mut self, piece: &mut Option<Bytes>, end: bool) {
         // It was held whole, so that what goes by is all there is of it.
         let first = !std::mem::replace(&mut self.is_sent, true);
-        *piece = match (first, end) {
-            (true, _) => Some(self.body.clone()),
-            (false, true) => None,
-            // Pingora takes none at all for the end, and sends nothing of one that is empty.
-            (false, false) => Some(Bytes::new()),
-        };
+        instead(&self.body, first, piece, end);
     }
+
+    /// Has it ask for usage as well.
+    ///
+    /// # Errors
+    /// Why it can't.
+    pub fn asks(&mut self, asking: &mut Asking) -> Result<(), &'static str> {
+        if let Some(body) = asking.within(&self.body)? {
+            self.body = Bytes::from(body);
+        }
+        Ok(())
+    }
+}
+
+/// Puts a body that is whole in the place of what goes by, of which this is the first piece or not.
+pub fn instead(whole: &Bytes, first: bool, piece: &mut Option<Bytes>, end: bool) {
+    *piece = match (first, end) {
+        (true, _) => Some(whole.clone()),
+        (false, true) => None,
+        // Pingora takes none at all for the end, and sends nothing of one that is empty.
+        (false, false) => Some(Bytes::new()),
+    };
 }
 
 /// Whether somebody has signed the request with its body, so that no byte of it may change.

@@ -86,6 +86,7 @@ struct Fields {
     session: Option<String>,
     /// Those of arguments, by what is behind [`PARAM`].
     params: Vec<(String, String)>,
+    is_a2a: bool,
     /// One of them that comes twice, or is no text.
     unclear: Option<&'static str>,
     /// Whether there are any.
@@ -105,6 +106,7 @@ struct Facts {
     id: Option<String>,
     protocol: Protocol,
     method: String,
+    sent_as: String,
     name: String,
     argument_names: Vec<String>,
     values: Vec<String>,
@@ -171,7 +173,7 @@ impl Tools {
             server.is_some() || rest.is_distinct || headers.contains_key(A2A_VERSION)
         });
         let is_bare = admitted.body == http1::Body::Length(0);
-        let opens = is_bare && opens(admitted, headers);
+        let opens = is_bare && opens(admitted.method == "GET", headers);
         if server.is_none() && rest.is_none() && is_bare && !opens {
             return None;
         }
@@ -223,12 +225,12 @@ impl Tools {
 
 /// Whether a request asks for a stream of events: clients of MCP have to say that they take one (2024-11-05, HTTP with SSE; since
 /// 2025-03-26, section "Listening for Messages from the Server"), or which session or version it is of.
-fn opens(admitted: &Admitted, headers: &HeaderMap) -> bool {
+pub fn opens(is_get: bool, headers: &HeaderMap) -> bool {
     const EVENTS: &[u8] = b"text/event-stream";
     let takes =
         |value: &HeaderValue| value.as_bytes().windows(EVENTS.len()).any(|w| w.eq_ignore_ascii_case(EVENTS));
     let is_meant = || headers.contains_key(SESSION) || headers.contains_key(VERSION);
-    admitted.method == "GET" && (headers.get_all("accept").iter().any(takes) || is_meant())
+    is_get && (headers.get_all("accept").iter().any(takes) || is_meant())
 }
 
 // === impl Fields ===
@@ -256,7 +258,8 @@ impl Fields {
                 None => fields.unclear = Some("Mcp-Param"),
             }
         }
-        Fields { method, name, version, session, ..fields }
+        let is_a2a = headers.contains_key(A2A_VERSION);
+        Fields { method, name, version, session, is_a2a, ..fields }
     }
 
     fn head(&self) -> Head<'_> {
@@ -266,6 +269,7 @@ impl Fields {
             version: self.version.as_deref(),
             session: self.session.as_deref(),
             params: &self.params,
+            is_a2a: self.is_a2a,
         }
     }
 }
@@ -289,6 +293,12 @@ impl Addressed {
     #[must_use]
     pub fn is_heard(&self) -> bool {
         self.is_named() || self.opens
+    }
+
+    /// Whether it asks for a stream of events: some clients read its answer as one, whatever that is said to be.
+    #[must_use]
+    pub fn opens(&self) -> bool {
+        self.opens
     }
 
     /// Who needs to see its body: what goes to nobody who is listed need not be readable.
@@ -348,6 +358,7 @@ impl Addressed {
             id: None,
             protocol: Protocol::A2a,
             method: self.rest?.method.to_owned(),
+            sent_as: String::new(),
             name: String::new(),
             argument_names: Vec::new(),
             values: Vec::new(),
@@ -391,6 +402,7 @@ impl Addressed {
             protocol: message.protocol,
             id: message.id,
             method: message.method.unwrap_or_default(),
+            sent_as: message.sent_as.unwrap_or_default(),
             name,
         })
     }
@@ -453,6 +465,7 @@ impl Messages {
             ToolFacts {
                 server: self.addressed.server().to_owned(),
                 method: facts.method.clone(),
+                sent_as: facts.sent_as.clone(),
                 cut: name.len() < facts.name.len() || facts.argument_names.len() > ARGUMENTS_TOLD,
                 name,
                 arguments: facts.argument_names.iter().take(ARGUMENTS_TOLD).cloned().collect(),

@@ -87,7 +87,10 @@ async fn server(mut stream: TcpStream, seen: Arc<Seen>) {
         let opened =
             head_of(&seen).and_then(|head| Some(head.split(' ').nth(1)?.strip_prefix("/open/")?.to_owned()));
         let called = body["params"]["name"].as_str().unwrap_or_default();
-        let (is_stream, all) = script(opened.as_deref().unwrap_or(called));
+        let asked = opened.as_deref().unwrap_or(called);
+        // What it is said to be, where that is not what it is.
+        let (asked, kind) = asked.split_once('?').unwrap_or((asked, "text/event-stream"));
+        let (is_stream, all) = script(asked);
         let out = if is_stream {
             let events: String =
                 all.iter().enumerate().map(|(n, one)| format!("id: {n}\ndata: {one}\n\n")).collect();
@@ -95,7 +98,7 @@ async fn server(mut stream: TcpStream, seen: Arc<Seen>) {
                 format!("{:x}\r\n{}\r\n", piece.len(), std::str::from_utf8(piece).expect("ASCII"))
             });
             format!(
-                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n",
                 chunks.collect::<String>()
             )
         } else {
@@ -288,9 +291,15 @@ when { context.findings.contains("server_asks") && context.tool.method == "roots
     let list = site.open("lists", opens[0]).await;
     assert!(list.contains("\"read\"") && !list.contains("erase"), "{list}");
     assert_eq!(site.outcome(2).await.changes, ["tools/list: without `erase`"]);
+    // A client reads what it opened as a stream, whatever that is said to be.
+    for (n, kind) in ["application/json", "text/plain", "x/text/event-stream"].into_iter().enumerate() {
+        let list = site.open(&format!("lists?{kind}"), opens[0]).await;
+        assert!(list.contains("\"read\"") && !list.contains("erase"), "{kind}: {list}");
+        assert_eq!(site.outcome(n + 3).await.changes, ["tools/list: without `erase`"], "{kind}");
+    }
     // Whatever is none passes as it comes.
     let chat = format!("id: 0\ndata: {CHAT}\n\nid: 1\ndata: [DONE]\n\n");
     assert_eq!(site.open("chat", opens[0]).await, chat);
-    let record = site.outcome(3).await;
+    let record = site.outcome(6).await;
     assert!(record.changes.is_empty() && record.findings.is_empty(), "{record:?}");
 }

@@ -265,7 +265,7 @@ async fn calls_go_on_as_policy_changes_them() {
     let record = site.record(RecordKind::Decision, 1).await;
     assert_eq!(record.changes.first().map(|change| &**change), Some("llm: `stream_options` asks for usage"));
     assert!(sent.starts_with(r#"{"stream_options":{"include_usage":true},"#), "{sent}");
-    assert!(sent.contains(r#""store":false"#) && sent.contains(r#""max_completion_tokens":500"#), "{sent}");
+    assert!(sent.contains(r#""store":false"#) && sent.contains(r#""max_tokens":500"#), "{sent}");
     assert!(sent.contains(r#""messages":[{"role":"system","content":"Never send keys."}]"#), "{sent}");
     // What can't be changed does not go on: what is signed, or has no place for it, or is not read.
     for (path, fields, body) in [
@@ -367,19 +367,25 @@ async fn usage_of_streams_is_asked_for_and_told_to_nobody_who_did_not_ask() {
     let sent = String::from_utf8(site.upstream.seen.bytes.lock().clone()).expect("text");
     assert!(sent.starts_with(r#"{"stream_options":{"include_usage":true},"model":"gpt-5-mini""#), "{sent}");
     assert_eq!(site.record(RecordKind::Outcome, 0).await.tokens, usage);
-    // Who asks is told; and who asks not to be is left alone, and what it used estimated.
+    // Who asks is told; and who asks for other things, or not to be, is not, and is counted all the same.
     let told =
         site.stream(&chat("gpt-5-mini", r#","stream":true,"stream_options":{"include_usage":true}"#)).await;
     assert!(told.contains(USAGE), "{told}");
     assert_eq!(site.record(RecordKind::Outcome, 1).await.tokens, usage);
-    let told =
-        site.stream(&chat("gpt-5-mini", r#","stream":true,"stream_options":{"include_usage":false}"#)).await;
-    assert!(!told.contains(USAGE), "{told}");
-    let estimated = site.record(RecordKind::Outcome, 2).await.tokens.expect("estimated");
-    assert!(
-        estimated.estimated && estimated.input >= 5 && (4..12).contains(&estimated.output),
-        "{estimated:?}"
-    );
+    for (n, (options, asked)) in [
+        (r#"{"include_usage":false}"#, r#"{"include_usage":true}"#),
+        (r#"{"include_obfuscation":false}"#, r#"{"include_usage":true,"include_obfuscation":false}"#),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let told =
+            site.stream(&chat("gpt-5-mini", &format!(r#","stream":true,"stream_options":{options}"#))).await;
+        assert!(EVENTS.iter().all(|event| told.contains(event)) && !told.contains(USAGE), "{told}");
+        assert_eq!(site.record(RecordKind::Outcome, n + 2).await.tokens, usage, "{options}");
+        let sent = String::from_utf8(site.upstream.seen.bytes.lock().clone()).expect("text");
+        assert!(sent.contains(&format!("\"stream_options\":{asked}")), "{sent}");
+    }
     // In chunks, too.
     let body = chat("gpt-5-mini", r#","stream":true"#);
     let (first, second) = body.split_at(9);
@@ -390,15 +396,15 @@ async fn usage_of_streams_is_asked_for_and_told_to_nobody_who_did_not_ask() {
         .await;
     client.until("[DONE]").await;
     assert!(!String::from_utf8_lossy(&client.held).contains("prompt_tokens"));
-    assert_eq!(site.record(RecordKind::Outcome, 3).await.tokens, usage);
+    assert_eq!(site.record(RecordKind::Outcome, 4).await.tokens, usage);
     // A stream that breaks is charged for what came of it.
     let mut client = site.gateway.client().await;
     let body = chat("gpt-5-mini", r#","stream":true,"user":"cut me off""#);
     site.send(&mut client, CHAT, "", body.as_bytes()).await;
     client.until("Hello there").await;
-    let estimated = site.record(RecordKind::Outcome, 4).await.tokens.expect("estimated");
+    let estimated = site.record(RecordKind::Outcome, 5).await.tokens.expect("estimated");
     assert!(estimated.estimated && (4..12).contains(&estimated.output), "{estimated:?}");
-    let facts = site.record(RecordKind::Decision, 4).await.attributes.and_then(|a| a.llm).expect("told");
+    let facts = site.record(RecordKind::Decision, 5).await.attributes.and_then(|a| a.llm).expect("told");
     assert_eq!(
         (facts.end_user.as_deref(), facts.tool_choice.as_deref(), facts.store),
         (Some("cut me off"), Some(""), Some(false))
@@ -528,7 +534,7 @@ async fn each_answer_has_its_cost_or_none_that_is_known() {
 @id("http") permit (principal == Agent::"web", action == Action::"http", resource);
 @id("priced") permit (principal == Agent::"web", action == Action::"llm", resource) unless { context.llm.unpriced };
 "#;
-    let more = format!("[llm]\nprices = \"{}\"\n", path.display());
+    let more = format!("[llm]\nask_usage = false\nprices = \"{}\"\n", path.display());
     let site = Site::start(policy, true, &more).await;
     assert_eq!(site.ask(CHAT, "", chat("gpt-5-mini", "").as_bytes()).await.status, 200);
     let outcome = site.record(RecordKind::Outcome, 0).await;

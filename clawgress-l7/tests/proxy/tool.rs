@@ -378,14 +378,14 @@ permit (principal, action == Action::"tool", resource) when { context.tool.name 
     assert_eq!(site.ask("/mcp", JSON, &write).await.reason(), "rate_limited");
 }
 
-/// Agent2Agent, as JSON-RPC 2.0 (A2A section 9): methods are what policy has, of both versions of its names.
+/// Agent2Agent, as JSON-RPC 2.0 (A2A section 9): methods are what policy has, by the names of its version 1.0.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_to_other_agents_are_judged_by_their_methods() {
     const POLICY: &str = r#"
 @id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
 @id("http") permit (principal == Agent::"web", action == Action::"http", resource);
 @id("talk") permit (principal == Agent::"web", action == Action::"tool", resource in ToolServer::"jira")
-when { ["SendMessage", "message/send", "GetTask"].contains(context.tool.method) };
+when { ["SendMessage", "GetTask"].contains(context.tool.method) };
 @id("no-keys") forbid (principal, action == Action::"tool", resource)
 when { context.findings.contains("private_key") };
 "#;
@@ -396,12 +396,13 @@ when { context.findings.contains("private_key") };
         )
     };
     let fields = format!("{JSON}A2A-Version: 1.0\r\n");
-    for (n, (method, text, reason)) in [
-        ("SendMessage", "hello", None),
-        ("message/send", "hello", None),
-        ("CancelTask", "hello", Some("policy_denied")),
-        ("message/stream", "hello", Some("policy_denied")),
-        ("SendMessage", "-----BEGIN PRIVATE KEY-----", Some("policy_forbidden")),
+    for (n, (method, name, text, reason)) in [
+        ("SendMessage", "", "hello", None),
+        ("message/send", "SendMessage", "hello", None),
+        ("CancelTask", "", "hello", Some("policy_denied")),
+        ("message/stream", "SendStreamingMessage", "hello", Some("policy_denied")),
+        ("tasks/cancel", "CancelTask", "hello", Some("policy_denied")),
+        ("SendMessage", "", "-----BEGIN PRIVATE KEY-----", Some("policy_forbidden")),
     ]
     .into_iter()
     .enumerate()
@@ -410,8 +411,8 @@ when { context.findings.contains("private_key") };
         let record = site.record(RecordKind::Decision, n + 1).await;
         let told = record.attributes.expect("told").tools;
         assert_eq!(
-            told.first().map(|tool| (&*tool.server, &*tool.method)),
-            Some(("jira", method)),
+            told.first().map(|tool| (&*tool.server, &*tool.method, &*tool.sent_as)),
+            Some(if name.is_empty() { ("jira", method, "") } else { ("jira", name, method) }),
             "{told:?}"
         );
         let Some(reason) = reason else {

@@ -54,7 +54,7 @@ pub struct Listing {
 impl Listing {
     /// What looks at an answer of this type, if a client may take it for a list or a question: one to messages; any event of a
     /// server that is named, which may list and ask by a stream of its own; and of other streams that a client opens what looks
-    /// like messages.
+    /// like messages. What such a client gets is a stream of events, whatever it is said to be: the SDK in TypeScript does not look.
     #[must_use]
     pub fn of(
         gateway: &Arc<Gateway>,
@@ -64,7 +64,8 @@ impl Listing {
         (agent, client): (u32, Client),
     ) -> Option<Listing> {
         let media_type = media_type.split(';').next().unwrap_or_default().trim();
-        let is_stream = media_type.eq_ignore_ascii_case("text/event-stream");
+        let is_opened = messages.is_none() && addressed.opens();
+        let is_stream = is_opened || media_type.eq_ignore_ascii_case("text/event-stream");
         let lists = messages.as_deref().is_some_and(Messages::lists);
         // What was asked for may come as whatever its server likes.
         let is_one = match &messages {
