@@ -180,7 +180,7 @@ fn usage_is_asked_for_among_what_a_client_says_of_its_stream() {
         let asked = String::from_utf8(asked).expect("text");
         let value: serde_json::Value = serde_json::from_str(&asked).expect("JSON");
         assert_eq!(value["stream"], true, "{asked}");
-        Some(value["stream_options"].to_string())
+        Some(value["stream_options"].clone())
     };
     for (options, asked) in [
         (r#"{"include_usage":false}"#, r#"{"include_usage":true}"#),
@@ -191,7 +191,7 @@ fn usage_is_asked_for_among_what_a_client_says_of_its_stream() {
         ("null", r#"{"include_usage":true}"#),
         (r#"{"include_obfuscation":false}"#, r#"{"include_obfuscation":false,"include_usage":true}"#),
     ] {
-        assert_eq!(of(options).as_deref(), Some(asked), "{options}");
+        assert_eq!(of(options), serde_json::from_str(asked).ok(), "{options}");
     }
     for odd in ["[]", "1", "\"x\""] {
         assert_eq!(of(odd), None, "{odd}");
