@@ -127,7 +127,14 @@ const ROWS: &[Row] = &[
 fn what_each_request_asks_for() {
     for (name, model, stream, cap, messages, tools) in ROWS.iter().copied() {
         let call = call(name);
-        let surface = if name.starts_with("ollama") { Surface::OllamaChat } else { Surface::ChatCompletions };
+        let surface = match name {
+            _ if name.starts_with("ollama") => Surface::OllamaChat,
+            _ if name.ends_with("_responses.json") => Surface::Responses,
+            _ if name.starts_with("gemini") || name == "vertex_generate.json" => Surface::GenerateContent,
+            "bedrock_converse.json" => Surface::Converse,
+            _ if name.starts_with("bedrock_invoke") => Surface::Invoke,
+            _ => Surface::ChatCompletions,
+        };
         let most = call.tokens_max_of(surface, true);
         let found = (call.model.as_deref().unwrap_or(""), call.stream, most, call.messages);
         assert_eq!(found, (model, stream, cap, messages), "{name}");

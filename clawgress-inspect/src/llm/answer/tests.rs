@@ -426,8 +426,8 @@ fn answers_beside_one_another_are_told_apart() {
     };
     let both =
         |n: u32, m: u32| format!(r#"{{"choices":[{{"index":{n},"text":"a"}},{{"text":"b","index":{m}}}]}}"#);
-    let first: [&dyn Fn(u32, &str) -> String; 2] = [&chat, &late];
-    for part in first {
+    for is_late in [false, true] {
+        let part = |n: u32, text: &str| if is_late { late(n, text) } else { chat(n, text) };
         let stream =
             events(&[part(0, "one "), part(1, "uno "), part(0, "two"), part(1, "due"), part(0, ".")]);
         assert_eq!(said(&stream, usize::MAX), ["one two.", "uno due"]);
