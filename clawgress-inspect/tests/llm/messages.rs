@@ -43,6 +43,7 @@ impl Http {
 
     fn head(&self) -> Head<'_> {
         Head {
+            is_a2a: self.field("A2A-Version").is_some(),
             method: self.field("Mcp-Method"),
             name: self.field("Mcp-Name"),
             params: &self.params,
@@ -241,7 +242,7 @@ const REQUESTS: &[Row] = &[
         "a2a_03_message_send",
         A2A,
         &[(
-            "message/send",
+            "SendMessage",
             "",
             "/message/role=user|/message/parts/0/kind=text|/message/parts/0/text=Book a table.|/message/parts/1/kind=file|/message/parts/1/file/name=menu.txt|/message/parts/1/file/mimeType=text/plain|/message/parts/1/file/bytes=U291cA==|/message/parts/2/kind=data|/message/parts/2/data/seats=4|/message/messageId=9229e770-767c-417b-a0b0-f0741243c589|/message/contextId=c-1|/message/kind=message|/configuration/blocking=true|/configuration/acceptedOutputModes/0=text/plain",
         )],
@@ -250,7 +251,7 @@ const REQUESTS: &[Row] = &[
         "a2a_03_message_stream",
         A2A,
         &[(
-            "message/stream",
+            "SendStreamingMessage",
             "",
             "/message/role=user|/message/parts/0/kind=text|/message/parts/0/text=Write a poem.|/message/messageId=m-1|/message/taskId=t-1|/message/kind=message",
         )],
@@ -261,12 +262,12 @@ const REQUESTS: &[Row] = &[
         MCP,
         &[("tasks/get", "", "/id=363422be-b0f9-4692-a24d-278670e7c7f1|/historyLength=10")],
     ),
-    ("a2a_03_tasks_resubscribe", A2A, &[("tasks/resubscribe", "", "/id=t-1")]),
+    ("a2a_03_tasks_resubscribe", A2A, &[("SubscribeToTask", "", "/id=t-1")]),
     (
         "a2a_03_push_config_set",
         A2A,
         &[(
-            "tasks/pushNotificationConfig/set",
+            "CreateTaskPushNotificationConfig",
             "",
             "/taskId=t-1|/pushNotificationConfig/url=https://client.example.com/webhook|/pushNotificationConfig/token=tok-1|/pushNotificationConfig/authentication/schemes/0=Bearer",
         )],
