@@ -438,7 +438,7 @@ impl Gateway {
             pid,
             dns,
         };
-        gateway.applied(1).await;
+        assert_eq!(gateway.applied(1).await, "", "the first generation is refused");
         gateway
     }
 
