@@ -125,6 +125,36 @@ async fn stalled_uploads_leave_others_room() {
     }
 }
 
+/// Where a source has many connections, the windows of a new one are small, and those of its streams a part of these.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stalled_upload_leaves_others_room_where_windows_are_small() {
+    // Few enough to be taken in, and enough for 64 MiB to be little for each.
+    const IDLE: usize = 300;
+    let site = site(POLICY, "").await;
+    let mut idle = Vec::new();
+    for _ in 0..IDLE {
+        idle.push(site.gateway.client().await);
+    }
+    let client = inside(&site).await;
+    assert_eq!(client.get(&url(&site, "/ok")).await.expect("answer").status, 200);
+    let (response, mut stream) =
+        client.begin(post(&site, "/stall").body(()).expect("request"), false).await.expect("begun");
+    stream.reserve_capacity(2_000_000);
+    let window = poll_fn(|cx| stream.poll_capacity(cx)).await.expect("open").expect("capacity");
+    assert!((16_000..60_000).contains(&window), "{window}");
+    let sending = tokio::spawn(async move {
+        let _ = send(&mut stream, &vec![b'x'; 2_000_000]).await;
+    });
+    until("the request", || site.upstream.requests().len() == 2).await;
+    let body = vec![b'y'; 600_000];
+    let answer = timeout(PATIENCE, client.post(&url(&site, "/echo"), &body)).await.expect("in time");
+    let answer = answer.expect("answer");
+    assert!(answer.status == 200 && answer.body == body);
+    assert!(!sending.is_finished());
+    sending.abort();
+    drop((response, idle));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_takes_back_a_held_body_keeps_its_connection() {
     let site = site(body::POLICY, "").await;
