@@ -32,6 +32,8 @@ mod harness;
 #[cfg(test)]
 mod heads;
 #[cfg(test)]
+mod hellos;
+#[cfg(test)]
 mod histories;
 #[cfg(test)]
 mod hostile;
