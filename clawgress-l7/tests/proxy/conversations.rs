@@ -57,7 +57,7 @@ pub fn answered(first: u8, carried: impl AsRef<[u8]>) -> Vec<u8> {
 
 /// A server of WebSockets by RFC 6455: it notes the bytes it gets, answers messages by themselves, pings by pongs and a close by
 /// a close.
-async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Seen>) {
+pub async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Seen>) {
     let mut held = Vec::new();
     let end = loop {
         if let Some(at) = held.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -72,7 +72,13 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Seen>)
         ""
     };
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+    let is_opening = head.to_lowercase().contains("upgrade: websocket\r\n");
     seen.requests.lock().push(head);
+    if !is_opening {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+        let _ = stream.shutdown().await;
+        return;
+    }
     let mut rest = held.split_off(end);
     let switch = format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n{extension}\r\n"
@@ -86,6 +92,12 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Seen>)
             return note(stream, &seen).await;
         }
         "/chatty" => return chat(stream, &seen).await,
+        "/full" => {
+            let _ = stream.write_all(&[crate::small_messages::record(), answered(TEXT, KEY)].concat()).await;
+            let _ = stream.flush().await;
+            return note(stream, &seen).await;
+        }
+        "/note" => return note(stream, &seen).await,
         _ => {}
     }
     let mut reader = Reader::new(Sender::Client, 10 << 20);
@@ -184,7 +196,7 @@ impl Site {
     }
 }
 
-fn opening(target: &str, host: &str, more: &str) -> String {
+pub fn opening(target: &str, host: &str, more: &str) -> String {
     format!(
         "GET {target} HTTP/1.1\r\nHost: {host}\r\n{more}Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n"
     )

@@ -100,6 +100,8 @@ mod speech;
 #[cfg(test)]
 mod streams;
 #[cfg(test)]
+mod small_messages;
+#[cfg(test)]
 mod tokens;
 #[cfg(test)]
 mod tool;
