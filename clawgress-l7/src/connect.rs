@@ -12,7 +12,6 @@ use clawgress_inspect::http1::{self, Body};
 use clawgress_inspect::proxy_request::{self, Target};
 use clawgress_inspect::sniff::Protocol;
 use clawgress_policy::Host;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
@@ -29,6 +28,7 @@ use crate::route::Way;
 use crate::serve::Serving;
 use crate::snapshot::Plan;
 use crate::stream::Stream;
+use crate::tunnel::Upstream;
 use crate::{dial, http2, limit, peek};
 
 pub use self::manner::{Manner, Refused};
@@ -245,7 +245,7 @@ struct Established<'a> {
     exchange: Exchange,
     asked: Asked,
     prospect: Prospect,
-    upstream: Option<(TcpStream, Way)>,
+    upstream: Option<(Upstream, Way)>,
 }
 
 // === impl Prospect ===

@@ -28,6 +28,7 @@ use tokio::time::timeout;
 
 use crate::limit;
 use crate::route::{Leg, Way};
+use crate::tunnel::Upstream;
 
 mod opening;
 
@@ -141,7 +142,7 @@ impl l4::Connect for Connector {
         let (host, port) = (&self.to.0, self.to.1);
         let connected = attempt(&self.dials, self.behalf, self.way.clone(), (host, port)).await;
         match (connected, &self.opening) {
-            (Ok((leg, _)), None) => Ok(leg.into()),
+            (Ok((leg, _)), None) => leg.into_stream().or_err(ErrorType::ConnectError, "no descriptors"),
             (Ok((leg, _)), Some(opening)) => opening.over(leg).or_err(ErrorType::ConnectError, "not there"),
             (Err(way), _) => Error::e_explain(ErrorType::Custom(way.failure().name()), "not connected"),
         }
@@ -179,7 +180,7 @@ pub async fn dial(
     behalf: Behalf,
     ways: &[Way],
     to: (&Host, u16),
-) -> Result<(TcpStream, Way), Failed> {
+) -> Result<(Upstream, Way), Failed> {
     let chosen = behalf.steered_to.map(|to| to.ip());
     let mut waiting = order(ways, chosen, true).into_iter();
     let mut dialling = FuturesUnordered::new();
@@ -198,8 +199,8 @@ pub async fn dial(
             () = tokio::time::sleep(head_start), if more => None,
         };
         match finished {
-            Some(Ok((leg, way))) => match leg.into_socket() {
-                Ok(stream) => return Ok((stream, way)),
+            Some(Ok((leg, way))) => match leg.into_upstream() {
+                Ok(upstream) => return Ok((upstream, way)),
                 Err(_) => failed = Some(way),
             },
             Some(Err(way)) => failed = Some(way),
@@ -252,10 +253,13 @@ mod tests {
         let addresses = [IpAddr::from([127, 0, 0, 3]), IpAddr::from([127, 0, 0, 2])];
         let (ways, host) = (addresses.map(Way::direct), Host::parse("a.test").expect("host"));
         let dials = Dials::default();
-        let (stream, way) = dial(&dials, Behalf { agent: 1, steered_to: None }, &ways, (&host, port))
+        let (upstream, way) = dial(&dials, Behalf { agent: 1, steered_to: None }, &ways, (&host, port))
             .await
             .expect("connected");
-        assert_eq!((stream.peer_addr().expect("peer").ip(), way), (addresses[1], Way::direct(addresses[1])));
+        assert_eq!(
+            (upstream.stream().peer_addr().expect("peer").ip(), way),
+            (addresses[1], Way::direct(addresses[1]))
+        );
         drop(listener);
         assert_eq!(
             dial(&dials, Behalf { agent: 1, steered_to: None }, &ways, (&host, port)).await.err(),

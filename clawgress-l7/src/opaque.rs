@@ -17,7 +17,6 @@ use clawgress_inspect::sniff::Protocol;
 use clawgress_policy::effect::Obligation;
 use clawgress_policy::{Host, Need, Operation, TunnelProtocol};
 use tokio::io::AsyncRead;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::connection::Connection;
@@ -33,6 +32,7 @@ use crate::serve::Serving;
 use crate::snapshot::Plan;
 use crate::stream::Stream;
 use crate::{dial, limit, page, peek, tunnel};
+use crate::tunnel::Upstream;
 
 /// What stays unread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -508,7 +508,7 @@ pub async fn carry(
     mut exchange: Exchange,
     mut subject: Subject,
     mut client: Stream,
-    upstream: TcpStream,
+    upstream: Upstream,
     held: Vec<u8>,
     enforced: Enforced,
 ) {

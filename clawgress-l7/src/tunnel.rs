@@ -16,6 +16,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::SetOnce;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::limit;
 use crate::stream::Stream;
@@ -31,6 +32,70 @@ pub use pipes::Pipes;
 
 /// Buffer of the copy that replaces splice(2).
 const COPY_BYTES: usize = 16 * 1024;
+
+/// What a tunnel leads to.
+#[derive(Debug)]
+pub struct Upstream {
+    /// Before the connection: who sees that end knows what it is.
+    _dropped: Option<DropGuard>,
+    taken: Option<CancellationToken>,
+    stream: TcpStream,
+}
+
+/// What whoever carries on what comes by a connection has of its tunnel.
+#[derive(Debug)]
+pub struct Tail {
+    dropped: CancellationToken,
+    /// To be dropped once all that has come is with the next connection, or never will be.
+    _taken: DropGuard,
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// A connection from which somebody carries on. A tunnel that ends in order waits until all was taken: it is cut where it is
+    /// dropped before.
+    #[must_use]
+    pub fn carried_on(stream: TcpStream) -> (Upstream, Tail) {
+        let (dropped, taken) = (CancellationToken::new(), CancellationToken::new());
+        let tail = Tail { dropped: dropped.clone(), _taken: taken.clone().drop_guard() };
+        (Upstream { _dropped: Some(dropped.drop_guard()), taken: Some(taken), stream }, tail)
+    }
+
+    /// The connection.
+    #[must_use]
+    pub fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Ends once the system, or the next connection, has all that was written.
+    async fn taken(&self) {
+        if let Some(taken) = &self.taken {
+            taken.cancelled().await;
+        }
+    }
+}
+
+impl From<TcpStream> for Upstream {
+    fn from(stream: TcpStream) -> Upstream {
+        Upstream { _dropped: None, taken: None, stream }
+    }
+}
+
+// === impl Tail ===
+
+impl Tail {
+    /// Whether the tunnel has ended, which is a cut as long as not all was taken.
+    #[must_use]
+    pub fn is_dropped(&self) -> bool {
+        self.dropped.is_cancelled()
+    }
+
+    /// Ends when that is so.
+    pub async fn dropped(&self) {
+        self.dropped.cancelled().await;
+    }
+}
 
 /// Bytes so far, and when the last ones moved.
 #[derive(Debug)]
@@ -92,10 +157,10 @@ impl Meter {
 /// Carries what `first` ends with (bytes of the client that were read already, or that it reads) and then everything,
 /// until both sides have ended, one fails, nothing moves for too long, or `first` or `cut` says why to
 /// stop. Until `first` has ended, nothing goes on from the client, and behind a hello of TLS nothing before the server has answered; what the upstream says goes on at
-/// once. What is stopped ends by a reset at the upstream, and is to end so at the client ([`Stream::abandon`]). Wide ones of the `pipes` are taken for this agent, by its index. Returns the bytes sent and received, and why it was stopped, if it was.
+/// once. It has not ended before all of it was taken. What is stopped ends by a reset at the upstream, and is to end so at the client ([`Stream::abandon`]). Wide ones of the `pipes` are taken for this agent, by its index. Returns the bytes sent and received, and why it was stopped, if it was.
 pub async fn run<'a, F>(
     client: &'a mut Stream,
-    upstream: &TcpStream,
+    upstream: &Upstream,
     first: impl FnOnce(Reader<'a>) -> F,
     pipes: (&Arc<Pipes>, u32),
     cut: impl Future<Output = DropReason>,
@@ -103,7 +168,8 @@ pub async fn run<'a, F>(
 where
     F: Future<Output = (Reader<'a>, Result<Vec<u8>, DropReason>)>,
 {
-    let meter = Meter::new();
+    let (meter, far) = (Meter::new(), upstream);
+    let upstream = upstream.stream();
     for stream in client.tcp().into_iter().chain([upstream]) {
         let _ = stream.set_nodelay(true);
         keep_alive(stream);
@@ -134,14 +200,19 @@ where
         }
         Ok(())
     };
+    let carried = async {
+        tokio::try_join!(sending, receiving)?;
+        far.taken().await;
+        Ok(())
+    };
     let stopped = tokio::select! {
         // Before anything is carried on.
         biased;
         reason = cut => Some(reason),
-        carried = async { tokio::try_join!(sending, receiving) } => match carried {
+        carried = carried => match carried {
             Err(Stop::For(reason)) => Some(reason),
             // An error is how many protocols end: the bytes tell what came across.
-            Ok(_) | Err(Stop::Io) => None,
+            Ok(()) | Err(Stop::Io) => None,
         },
         () = meter.idle() => Some(DropReason::Timeout),
     };

@@ -75,7 +75,7 @@ impl Opening {
                 stream.set_nodelay(true)?;
                 Box::new(self.before(stream))
             }
-            Leg::Within(stream) => Box::new(self.before(stream)),
+            Leg::Within(within) => Box::new(self.before(within.watched()?)),
         };
         Ok(VirtualSocketStream::new(socket).into())
     }

@@ -23,6 +23,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::tunnel::{Tail, Upstream};
 use crate::{limit, roots, tls, tunnel};
 
 /// Bytes that are carried at once.
@@ -41,7 +42,24 @@ pub enum Leg {
     /// A connection.
     Bare(TcpStream),
     /// What is within the TLS of a parent proxy.
-    Within(UnixStream),
+    Within(Box<Within>),
+}
+
+/// What is within TLS, and the pair of sockets by which it is carried from there.
+#[derive(Debug)]
+pub struct Within {
+    stream: TlsStream<TcpStream>,
+    own: UnixStream,
+    given: UnixStream,
+}
+
+/// How it is known that who has the other end is gone.
+#[derive(Debug)]
+enum Far {
+    /// By a look, since it tells nothing.
+    Watched(Gone),
+    /// It tells.
+    Tunnel(Tail),
 }
 
 // === impl Secured ===
@@ -112,6 +130,63 @@ impl Gone {
     }
 }
 
+// === impl Far ===
+
+impl Far {
+    /// Whether it was cut, given whether the parent `has_ended`.
+    fn is_cut(&self, has_ended: bool) -> bool {
+        match self {
+            Far::Watched(gone) => !has_ended && gone.is_so(),
+            Far::Tunnel(tail) => tail.is_dropped(),
+        }
+    }
+
+    async fn gone(&self) {
+        match self {
+            Far::Watched(gone) => gone.wait().await,
+            Far::Tunnel(tail) => tail.dropped().await,
+        }
+    }
+
+    /// What is left may take so long once it is gone where the parent had ended, as that may be how it ends in order: the last bytes
+    /// have a moment to be taken from here, and the end that follows them what any write has. Who tells has waited for that already.
+    async fn grace(&self, is_sent: &CancellationToken) {
+        if matches!(self, Far::Tunnel(_)) {
+            return;
+        }
+        let _ = timeout(limit::CUT_GRACE, is_sent.cancelled()).await;
+        if is_sent.is_cancelled() {
+            tokio::time::sleep(limit::CLIENT_WRITE).await;
+        }
+    }
+}
+
+// === impl Within ===
+
+impl Within {
+    /// The end for who tells nothing when it is done.
+    ///
+    /// # Errors
+    /// If there is no descriptor for it.
+    pub fn watched(self) -> io::Result<UnixStream> {
+        let gone = Gone::of(&self.own)?;
+        tokio::spawn(carry(self.stream, self.own, Far::Watched(gone)));
+        Ok(self.given)
+    }
+
+    /// The end for a tunnel.
+    ///
+    /// # Errors
+    /// If the runtime does not take it.
+    fn awaited(self) -> io::Result<Upstream> {
+        // Of either kind nothing but reads, writes and ends is asked, which are the same calls.
+        let given = std::net::TcpStream::from(OwnedFd::from(self.given.into_std()?));
+        let (upstream, tail) = Upstream::carried_on(TcpStream::from_std(given)?);
+        tokio::spawn(carry(self.stream, self.own, Far::Tunnel(tail)));
+        Ok(upstream)
+    }
+}
+
 // === impl Leg ===
 
 impl Leg {
@@ -121,48 +196,43 @@ impl Leg {
     /// If there is no descriptor for it.
     pub fn within(stream: TlsStream<TcpStream>) -> io::Result<Leg> {
         let (own, given) = UnixStream::pair()?;
-        tokio::spawn(carry(stream, own));
-        Ok(Leg::Within(given))
+        Ok(Leg::Within(Box::new(Within { stream, own, given })))
     }
 
-    /// As a socket that bytes are moved by.
+    /// As what a tunnel leads to.
     ///
     /// # Errors
     /// If the runtime does not take it.
-    pub fn into_socket(self) -> io::Result<TcpStream> {
+    pub fn into_upstream(self) -> io::Result<Upstream> {
         match self {
-            Leg::Bare(stream) => Ok(stream),
-            // Of either kind nothing but reads, writes and ends is asked, which are the same calls.
-            Leg::Within(stream) => {
-                TcpStream::from_std(std::net::TcpStream::from(OwnedFd::from(stream.into_std()?)))
-            }
+            Leg::Bare(stream) => Ok(stream.into()),
+            Leg::Within(within) => within.awaited(),
         }
     }
-}
 
-impl From<Leg> for Stream {
-    fn from(leg: Leg) -> Stream {
-        match leg {
-            Leg::Bare(stream) => stream.into(),
-            Leg::Within(stream) => stream.into(),
+    /// As a connection of Pingora's.
+    ///
+    /// # Errors
+    /// If there is no descriptor for it.
+    pub fn into_stream(self) -> io::Result<Stream> {
+        match self {
+            Leg::Bare(stream) => Ok(stream.into()),
+            Leg::Within(within) => Ok(within.watched()?.into()),
         }
     }
 }
 
 /// Carries what passes until both sides have ended, or until nobody has the other end any more: whoever had it bounds how long this
-/// takes, also while the parent takes nothing. Where the parent had not ended by then, it was cut, or failed: what is under way is
-/// dropped, and the parent sees a reset. Where it had, that may be how a whole tunnel ends: the last bytes have a moment to be taken
-/// from here, and the end that follows them what any write has.
-async fn carry(stream: TlsStream<TcpStream>, own: UnixStream) {
-    let Ok(gone) = Gone::of(&own) else { return };
+/// takes, also while the parent takes nothing. Then it was cut, or failed: what is under way is dropped, and the parent sees a reset.
+async fn carry(stream: TlsStream<TcpStream>, own: UnixStream, far: Far) {
     let (mut from_parent, mut to_parent) = split(stream);
     let (mut from_here, mut to_here) = own.into_split();
     let (ended, has_ended) = (CancellationToken::new(), AtomicBool::new(false));
     let is_sent = CancellationToken::new();
     let up = async {
         let _ = copy(&mut from_here, &mut to_parent, &CancellationToken::new()).await;
-        if !has_ended.load(Ordering::Relaxed) && gone.is_so() {
-            // A cut, which who waits for it has not seen yet. No end must be told before.
+        if far.is_cut(has_ended.load(Ordering::Relaxed)) {
+            // Who waits for that may not have seen it yet. No end must be told before.
             return std::future::pending().await;
         }
         is_sent.cancel();
@@ -178,18 +248,10 @@ async fn carry(stream: TlsStream<TcpStream>, own: UnixStream) {
         let mut both = pin!(async { tokio::join!(up, down) });
         tokio::select! {
             biased;
-            () = gone.wait() => {
-                let grace = async {
-                    let _ = timeout(limit::CUT_GRACE, is_sent.cancelled()).await;
-                    if is_sent.is_cancelled() {
-                        tokio::time::sleep(limit::CLIENT_WRITE).await;
-                    }
-                };
-                has_ended.load(Ordering::Relaxed) && tokio::select! {
-                    _ = &mut both => true,
-                    () = grace => false,
-                }
-            }
+            () = far.gone() => has_ended.load(Ordering::Relaxed) && tokio::select! {
+                _ = &mut both => true,
+                () = far.grace(&is_sent) => false,
+            },
             _ = &mut both => true,
         }
     };

@@ -30,7 +30,8 @@ async fn carry(
     let (head, tail) = (head.to_vec(), tail.to_vec());
     let tunnel = tokio::spawn(async move {
         let first = async |reader| (reader, Ok(head));
-        run(&mut inner_client.into(), &inner_upstream, first, (&pipes, 1), std::future::pending()).await
+        run(&mut inner_client.into(), &inner_upstream.into(), first, (&pipes, 1), std::future::pending())
+            .await
     });
     let client = async {
         let (mut reader, mut writer) = client.split();
@@ -82,7 +83,8 @@ async fn a_half_closed_client_still_gets_its_answer() {
     let pipes = Arc::new(Pipes::default());
     let tunnel = tokio::spawn(async move {
         let first = async |reader| (reader, Ok(vec![]));
-        run(&mut inner_client.into(), &inner_upstream, first, (&pipes, 1), std::future::pending()).await
+        run(&mut inner_client.into(), &inner_upstream.into(), first, (&pipes, 1), std::future::pending())
+            .await
     });
     client.write_all(b"question").await.expect("send");
     client.shutdown().await.expect("shutdown");
@@ -108,7 +110,7 @@ async fn a_cut_resets_both_sides() {
         let first = async |reader| (reader, Ok(b"hi".to_vec()));
         let mut client = Stream::from(inner_client);
         let cut = async { cutting.await.expect("reason") };
-        let ended = run(&mut client, &inner_upstream, first, (&pipes, 1), cut).await;
+        let ended = run(&mut client, &inner_upstream.into(), first, (&pipes, 1), cut).await;
         client.abandon();
         ended
     });
@@ -141,8 +143,14 @@ async fn nothing_of_a_client_goes_on_before_its_first_bytes_are_judged() {
     let (refuse, refused) = tokio::sync::oneshot::channel::<DropReason>();
     let tunnel = tokio::spawn(async move {
         let first = async |reader| (reader, Err(refused.await.expect("reason")));
-        run(&mut inner_client.into(), &inner_upstream, first, (&Arc::default(), 1), std::future::pending())
-            .await
+        run(
+            &mut inner_client.into(),
+            &inner_upstream.into(),
+            first,
+            (&Arc::default(), 1),
+            std::future::pending(),
+        )
+        .await
     });
     client.write_all(b"unread").await.expect("send");
     server.write_all(b"220 hello").await.expect("greet");
@@ -220,7 +228,8 @@ async fn quiet(
     let (pipes, began) = (Arc::new(Pipes::default()), Instant::now());
     let tunnel = tokio::spawn(async move {
         let first = async |reader| (reader, Ok(vec![]));
-        run(&mut inner_client.into(), &inner_upstream, first, (&pipes, 1), std::future::pending()).await
+        run(&mut inner_client.into(), &inner_upstream.into(), first, (&pipes, 1), std::future::pending())
+            .await
     });
     talk(&mut client, &mut server).await;
     let ended = tunnel.await.expect("tunnel");

@@ -1,18 +1,32 @@
 //! What is carried to a parent over TLS, over real sockets: it ends with who has the other end.
 
+use clawgress_ebpf_common::DropReason;
 use rcgen::{CertificateParams, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use socket2::SockRef;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio_rustls::{TlsAcceptor, server};
 
 use super::*;
+use crate::stream::Stream as ClientStream;
 
 /// More than sockets and TLS hold on the way.
 const MUCH: usize = 32 << 20;
+/// What is held on the way to the parent, about; and what fits in a pair of sockets, and not there.
+const LITTLE: usize = 4096;
+const TAIL: usize = 128 * 1024;
 
-/// The end that a tunnel has, and the parent's.
+/// The end that who tells nothing has, and the parent's.
 async fn within() -> (UnixStream, server::TlsStream<TcpStream>) {
+    let (within, parent) = legs().await;
+    (within.watched().expect("watched"), parent)
+}
+
+/// Both, of a connection of which little is held on its way.
+async fn legs() -> (Box<Within>, server::TlsStream<TcpStream>) {
     let key = KeyPair::generate().expect("key");
     let signed = CertificateParams::new(["parent.test".to_owned()]).expect("names").self_signed(&key);
     let certificate = CertificateDer::from(signed.expect("signed"));
@@ -28,6 +42,7 @@ async fn within() -> (UnixStream, server::TlsStream<TcpStream>) {
         .with_single_cert(vec![certificate], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
         .expect("certificate");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    SockRef::from(&listener).set_recv_buffer_size(LITTLE).expect("a size");
     let address = listener.local_addr().expect("address");
     let parent = async {
         let (stream, _) = listener.accept().await.expect("accepted");
@@ -35,11 +50,12 @@ async fn within() -> (UnixStream, server::TlsStream<TcpStream>) {
     };
     let dialled = async {
         let stream = TcpStream::connect(address).await.expect("connected");
+        SockRef::from(&stream).set_send_buffer_size(LITTLE).expect("a size");
         secured.begin(stream).await.expect("proven")
     };
     let (stream, parent) = tokio::join!(dialled, parent);
     match Leg::within(stream).expect("within") {
-        Leg::Within(given) => (given, parent),
+        Leg::Within(within) => (within, parent),
         Leg::Bare(_) => panic!("it is within TLS"),
     }
 }
@@ -112,4 +128,56 @@ async fn a_cut_in_the_middle_of_things_is_no_end() {
         let (_, ended) = reading.await.expect("read");
         assert!(ended.is_err(), "the parent must not take it for whole");
     }
+}
+
+/// What came of a tunnel.
+type Carried = (u64, u64, Option<DropReason>);
+
+/// A tunnel through the parent, which has answered and ended, to a client that has said [`TAIL`] bytes and ended: all of that is on
+/// its way, and the parent takes nothing yet.
+async fn tunnel_with_a_tail()
+-> (JoinHandle<Carried>, oneshot::Sender<DropReason>, server::TlsStream<TcpStream>) {
+    let (within, mut parent) = legs().await;
+    let upstream = Leg::Within(within).into_upstream().expect("upstream");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    let (client, inner) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let (mut client, inner) = (client.expect("connected"), inner.expect("accepted").0);
+    let (cut, cutting) = oneshot::channel();
+    let tunnel = tokio::spawn(async move {
+        let first = async |reader| (reader, Ok(b"hi".to_vec()));
+        let mut client = ClientStream::from(inner);
+        let cut = async { cutting.await.expect("reason") };
+        tunnel::run(&mut client, &upstream, first, (&Arc::default(), 1), cut).await
+    });
+    let mut hi = [0; 2];
+    parent.read_exact(&mut hi).await.expect("read");
+    parent.write_all(b"answer").await.expect("sent");
+    parent.shutdown().await.expect("ended");
+    let mut got = Vec::new();
+    client.read_to_end(&mut got).await.expect("read");
+    assert_eq!(got, b"answer");
+    client.write_all(&[7; TAIL]).await.expect("sent");
+    client.shutdown().await.expect("ended");
+    // Longer than anything that was cut is waited for.
+    tokio::time::sleep(3 * limit::CUT_GRACE).await;
+    (tunnel, cut, parent)
+}
+
+#[tokio::test]
+async fn a_whole_tunnel_arrives_whole_however_late_it_is_taken() {
+    let (tunnel, _cut, parent) = tunnel_with_a_tail().await;
+    assert!(!tunnel.is_finished(), "it goes on until all is taken");
+    let (came, ended) = read_all(parent).await;
+    assert_eq!((came, ended.expect("an end")), (TAIL, TAIL));
+    assert_eq!(tunnel.await.expect("tunnel"), (TAIL as u64 + 2, 6, None));
+}
+
+#[tokio::test]
+async fn a_tunnel_that_is_cut_before_all_is_taken_has_no_end() {
+    let (tunnel, cut, parent) = tunnel_with_a_tail().await;
+    cut.send(DropReason::PolicyDenied).expect("cut");
+    assert_eq!(tunnel.await.expect("tunnel"), (TAIL as u64 + 2, 6, Some(DropReason::PolicyDenied)));
+    let (_, ended) = read_all(parent).await;
+    assert!(ended.is_err(), "the parent must not take it for whole");
 }
