@@ -249,6 +249,9 @@ pub struct L7 {
     /// `TimeoutStopSec` has to leave some seconds more.
     #[serde(default = "drain_s_max")]
     pub drain_s_max: u64,
+    /// How long a server may say nothing, before an answer or in the middle of one, seconds; then that is given up.
+    #[serde(default = "answer_silence_s_max")]
+    pub answer_silence_s_max: NonZeroU32,
     /// cgroup (v2) that `clawgress-l7` runs in, or whose services are several of it, below the mount point unless the
     /// path is absolute: the kernel then judges the proxy's own connections too, and L7 gets its listeners only in
     /// there. If absent, they are judged by the proxy alone.
@@ -390,6 +393,11 @@ fn connections_max() -> usize {
     20_000
 }
 /// Below systemd's 90 s, long enough for most answers.
+/// Models think for minutes before they say a word.
+fn answer_silence_s_max() -> NonZeroU32 {
+    const { NonZeroU32::new(600).unwrap() }
+}
+
 fn drain_s_max() -> u64 {
     25
 }

@@ -60,6 +60,8 @@ pub struct Gateway {
     pub routes: Arc<Routes>,
     /// What each agent takes of it at once.
     pub slots: Arc<Slots>,
+    /// For a server to say something more, before its answer or in the middle of it.
+    pub answer_silence: Duration,
     /// What is ours.
     pub own: Arc<Own>,
     /// Where records go.

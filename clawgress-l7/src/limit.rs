@@ -26,8 +26,8 @@ pub const KEEPALIVE_S: u64 = 60;
 pub const KEEPALIVE: Duration = Duration::from_secs(KEEPALIVE_S);
 /// Between two reads of a request body whose length was told, or that is judged.
 pub const BODY_READ: Duration = Duration::from_secs(60);
-/// The same of one that may be one side of a conversation: as long as its server may be quiet.
-pub const CONVERSATION: Duration = UPSTREAM_READ;
+/// The same of one that may be one side of a conversation: as long as its server may be quiet by default.
+pub const CONVERSATION: Duration = Duration::from_secs(600);
 /// How often the pace of a request body is looked at whose length was told, and after how much waiting that of a client which
 /// takes an answer,
 pub const BODY_LOOK: Duration = Duration::from_secs(60);
@@ -73,8 +73,6 @@ pub const PARENT_LOOK: Duration = Duration::from_millis(100);
 pub const PARENT_TOLD: Duration = Duration::from_secs(10);
 /// Head start of one attempt over the next (RFC 8305 section 5, recommended value).
 pub const DIAL_STAGGER: Duration = Duration::from_millis(250);
-/// For an upstream to send the next bytes of a response: models think for minutes.
-pub const UPSTREAM_READ: Duration = Duration::from_secs(600);
 /// For an upstream to take more of a request.
 pub const UPSTREAM_WRITE: Duration = Duration::from_secs(60);
 /// Idle time of a pooled upstream connection: below the 60 s at which common servers close.

@@ -283,8 +283,7 @@ fn instance() -> anyhow::Result<String> {
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     // Before any connector of Pingora's is made: it would install another provider.
     let _ = tls::provider().as_ref().clone().install_default();
-    let instance = instance()?;
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let (instance, clock): (_, Arc<dyn Clock>) = (instance()?, Arc::new(SystemClock));
     let connections_max = config.l7.connections_max.min(Semaphore::MAX_PERMITS).min(u32::MAX as usize);
     let stale_after = Duration::from_secs(config.l7.snapshot_stale_s_max);
     let snapshots = Arc::new(Snapshots::new(stale_after, Arc::clone(&clock)));
@@ -309,6 +308,7 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
         endpoints: Arc::new(Endpoints::new(&config.endpoints)?),
         routes: Arc::new(Routes::new(&config)?),
         slots: Slots::new(config.l7.agent_connections_max()),
+        answer_silence: Duration::from_secs(config.l7.answer_silence_s_max.get().into()),
         own: Arc::new(Own::default()),
         audit: audit.clone(),
         tls: config.proxy.tls.as_ref().map(Terminal::new).transpose()?,

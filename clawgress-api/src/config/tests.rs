@@ -34,6 +34,7 @@ fn refusals_show_the_place() {
 fn the_least_file_is_accepted() {
     let config = Config::parse(GOOD, Path::new("c.toml")).expect("valid");
     assert_eq!((config.l7.snapshot_stale_s_max, config.l7.drain_s_max), (300, 25));
+    assert_eq!(config.l7.answer_silence_s_max.get(), 600);
     assert_eq!(config.admin_socket(), Path::new("/run/clawgress/admin.sock"));
 }
 

@@ -45,7 +45,7 @@ pub fn of(gateway: &Arc<Gateway>, keys: &RandomState, context: &mut Context) -> 
     // Each has a bound of its own, which says why it failed: these are for what has none.
     options.connection_timeout = Some(way.patience() + limit::DIAL_SLACK);
     options.total_connection_timeout = Some(way.patience() + limit::DIAL_TLS);
-    options.read_timeout = Some(limit::UPSTREAM_READ);
+    options.read_timeout = Some(gateway.answer_silence);
     options.write_timeout = Some(limit::UPSTREAM_WRITE);
     options.idle_timeout = Some(limit::UPSTREAM_IDLE);
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();

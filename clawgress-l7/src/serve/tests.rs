@@ -66,6 +66,7 @@ async fn routed(
         endpoints: Arc::default(),
         routes: Arc::new(routes),
         slots: crate::slots::Slots::new(16),
+        answer_silence: Duration::from_secs(600),
         own: Arc::new(Own::default()),
         audit,
         tls: None,

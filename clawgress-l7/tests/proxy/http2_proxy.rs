@@ -27,12 +27,16 @@ pub struct Setting {
 
 impl Setting {
     pub async fn new() -> Setting {
+        Setting::before(Upstream::http("127.1.0.1").await, "").await
+    }
+
+    /// One with `more` in its table `[l7]`.
+    pub async fn before(upstream: Upstream, more: &str) -> Setting {
         let authority = Authority::new("server authority");
         let names = Wanted { names: "IP:127.0.0.1", usage: "serverAuth", ..Wanted::default() };
         let tls = Some(authority.issue("proxy", &names));
-        let upstream = Upstream::http("127.1.0.1").await;
         let more = format!(
-            "[[endpoint]]\nname = \"own\"\nupstream = \"http://api.allowed.test:{}/base\"\n",
+            "{more}[[endpoint]]\nname = \"own\"\nupstream = \"http://api.allowed.test:{}/base\"\n",
             upstream.address.port()
         );
         let gateway = Gateway::start(Options { tls, more, ..Options::default() }).await;

@@ -92,15 +92,17 @@ mod rules;
 #[cfg(test)]
 mod scale;
 #[cfg(test)]
+mod silent;
+#[cfg(test)]
 mod slow;
+#[cfg(test)]
+mod small_messages;
 #[cfg(test)]
 mod socks;
 #[cfg(test)]
 mod speech;
 #[cfg(test)]
 mod streams;
-#[cfg(test)]
-mod small_messages;
 #[cfg(test)]
 mod tokens;
 #[cfg(test)]
