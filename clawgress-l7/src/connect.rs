@@ -220,7 +220,9 @@ async fn reach(
     exchange: &mut Exchange,
 ) -> Result<Judged, Ruling> {
     let gateway = &serving.gateway;
-    let ways = gateway.ways(who.identity.agent.index, &asked.host, asked.port).await;
+    let (to, mut noted) = ((&asked.host, asked.port), Vec::new());
+    let ways = gateway.ways(who.identity.agent.index, to, &mut noted).await;
+    exchange.names(&noted);
     let ways = ways.map_err(|reason| Ruling::deny("connect", reason))?;
     let judged = decide::connect(plan, &who.identity.agent, &gateway.own, (&ways, asked.port), None);
     judged.map_err(|refused| {

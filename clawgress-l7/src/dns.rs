@@ -324,7 +324,7 @@ async fn admit(
         return Err(ruling);
     }
     let noted = running.asked(&gateway.dns, gateway.now_s(), &host.to_string(), question.kind, bytes);
-    exchange.findings(noted.found.iter().map(|finding| finding.name().to_owned()));
+    exchange.names(&noted.found);
     if noted.over.is_some() {
         return Err(deny(DropReason::DnsCapped).obliged_by(&ruling));
     }

@@ -12,6 +12,7 @@ use clawgress_api::{
     RecordKind, TokenUsage, ToolFacts, Verdict,
 };
 use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::dns::watch::Finding;
 use clawgress_inspect::ja4::Ja4;
 use clawgress_policy::fingerprint::Fingerprints;
 use clawgress_policy::head::{Head, HeadFacts};
@@ -272,9 +273,9 @@ impl Exchange {
         self.record.detail = Some(detail.to_owned());
     }
 
-    /// Notes what it looks like.
-    pub fn findings(&mut self, findings: impl Iterator<Item = String>) {
-        self.record.findings.extend(findings);
+    /// Notes what the names look like that its agent has asked for.
+    pub fn names(&mut self, findings: &[Finding]) {
+        self.record.findings.extend(findings.iter().map(|finding| finding.name().to_owned()));
     }
 
     /// Notes whether a request has a body, where its method does not say that it has none.
@@ -291,7 +292,8 @@ impl Exchange {
 
     /// Notes what is known of what is sent, and all that was found in it.
     pub fn payload(&mut self, facts: PayloadFacts) {
-        self.record.findings.retain(|found| found == carries::HOST);
+        let is_of_names = |found: &str| Finding::ALL.iter().any(|finding| finding.name() == found);
+        self.record.findings.retain(|found| found == carries::HOST || is_of_names(found));
         self.found(facts.findings.iter());
         self.read.payload = Some(facts);
     }

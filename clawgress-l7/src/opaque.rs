@@ -12,6 +12,7 @@ use std::task::Poll;
 use clawgress_api::EffectRef;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::client_hello::ClientHello;
+use clawgress_inspect::dns::watch::Finding;
 use clawgress_inspect::ja4::Ja4;
 use clawgress_inspect::sniff::Protocol;
 use clawgress_policy::effect::Obligation;
@@ -31,8 +32,8 @@ use crate::route::Way;
 use crate::serve::Serving;
 use crate::snapshot::Plan;
 use crate::stream::Stream;
-use crate::{dial, limit, page, peek, tunnel};
 use crate::tunnel::Upstream;
+use crate::{dial, limit, page, peek, tunnel};
 
 /// What stays unread.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +72,13 @@ pub struct Subject {
     pub way: Option<Way>,
     /// What it was obliged to after it was decided.
     pub effects: Box<[EffectRef]>,
+}
+
+/// What proves to be carried once its client speaks, and what the names look like that were asked for to know it.
+#[derive(Debug)]
+struct Found {
+    subject: Subject,
+    names: Vec<Finding>,
 }
 
 // === impl Offered ===
@@ -185,12 +193,12 @@ impl Subject {
     }
 
     /// Ends when this may go on no longer, and says why; `found` takes its place once it is there.
-    async fn forbidden(&self, gateway: &Gateway, found: &OnceLock<Subject>) -> DropReason {
+    async fn forbidden(&self, gateway: &Gateway, found: &OnceLock<Found>) -> DropReason {
         let mut changes = gateway.snapshots.subscribe();
         loop {
             let expires_at_s = match gateway.snapshots.current() {
                 Ok(plan) => {
-                    let subject = found.get().unwrap_or(self);
+                    let subject = found.get().map_or(self, |found| &found.subject);
                     let informed = subject.inform(gateway, &plan).await;
                     if let Err(reason) = informed.and_then(|()| subject.judge(gateway, &plan).verdict) {
                         return reason;
@@ -211,7 +219,7 @@ impl Subject {
         &self,
         gateway: &Gateway,
         reader: &mut (impl AsyncRead + Unpin),
-        found: &OnceLock<Subject>,
+        found: &OnceLock<Found>,
         request: &str,
     ) -> Result<Vec<u8>, DropReason> {
         let mut held = Vec::new();
@@ -222,9 +230,9 @@ impl Subject {
             Some(Protocol::Http2) => return Err(DropReason::UpgradeUnsupported),
             Some(Protocol::Tls) => {
                 let hello = peek::hello(reader, &mut held, Instant::now() + limit::PEEK).await?;
-                let (subject, verdict) = self.late_tls(gateway, hello, request).await?;
+                let (tls, verdict) = self.late_tls(gateway, hello, request).await?;
                 // Also where it is denied: its record tells what it was, and what it was obliged to.
-                let _ = found.set(subject);
+                let _ = found.set(tls);
                 verdict?;
             }
         }
@@ -237,7 +245,7 @@ impl Subject {
         gateway: &Gateway,
         hello: ClientHello,
         request: &str,
-    ) -> Result<(Subject, Result<(), DropReason>), DropReason> {
+    ) -> Result<(Found, Result<(), DropReason>), DropReason> {
         let offered = Offered::of(&hello);
         let host = if self.steered_to.is_some() {
             Host::parse(&hello.server_name.ok_or(DropReason::SniMissing)?)
@@ -250,11 +258,12 @@ impl Subject {
         subject.who = subject.who.later();
         subject.inform(gateway, &*gateway.snapshots.current()?).await?;
         let judge = || Ok(subject.judge(gateway, &*gateway.snapshots.current()?));
-        let mut ruling = judge()?;
+        let (mut ruling, mut names) = (judge()?, Vec::new());
         if self.steered_to.is_some() && ruling.verdict.is_ok() {
             // The connection is made already, to where the client wanted: that must be where we would
             // have gone.
-            let ways = gateway.ways(subject.who.identity.agent.index, &subject.host, subject.port).await?;
+            let to = (&subject.host, subject.port);
+            let ways = gateway.ways(subject.who.identity.agent.index, to, &mut names).await?;
             ruling = judge()?;
             if ruling.verdict.is_ok() && self.way.as_ref().is_none_or(|way| !ways.contains(way)) {
                 ruling = Ruling::deny("tls", DropReason::SniMismatch).obliged_by(&ruling);
@@ -269,7 +278,7 @@ impl Subject {
         }
         let ruling = enforce(gateway, ruling, request).await;
         subject.effects = ruling.effects;
-        Ok((subject, ruling.verdict))
+        Ok((Found { subject, names }, ruling.verdict))
     }
 }
 
@@ -445,7 +454,9 @@ async fn establish(
         if ruling.verdict.is_err() {
             return Err(ruling);
         }
-        let ways = gateway.ways(subject.who.identity.agent.index, &subject.host, subject.port).await;
+        let (to, mut noted) = ((&subject.host, subject.port), Vec::new());
+        let ways = gateway.ways(subject.who.identity.agent.index, to, &mut noted).await;
+        exchange.names(&noted);
         let ways = ways.map_err(|reason| Ruling::deny("connect", reason).obliged_by(&ruling))?;
         let agent = &subject.who.identity.agent;
         let ways = (&ways[..], subject.port);
@@ -557,8 +568,9 @@ pub async fn carry(
     if reason.is_some() {
         client.abandon();
     }
-    if let Some(found) = found.get() {
+    if let Some(Found { subject: found, names }) = found.get() {
         exchange.host(&found.host, found.port);
+        exchange.names(names);
         if let Content::Tls(Offered { ja4, .. }) = &found.content {
             exchange.hello(*ja4);
         }

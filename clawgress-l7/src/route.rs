@@ -16,6 +16,7 @@ use arc_swap::ArcSwapOption;
 use clawgress_api::config::route::find;
 use clawgress_api::config::{self, Config, Resolve};
 use clawgress_ebpf_common::DropReason;
+use clawgress_inspect::dns::watch::{Finding, Noted};
 use clawgress_inspect::proxy_authorization;
 use clawgress_inspect::proxy_response::{self, Head};
 use clawgress_policy::Host;
@@ -407,19 +408,25 @@ impl Way {
 // === impl Gateway ===
 
 impl Gateway {
-    /// The ways to `host` at `port`, at least one, none of them judged, for the agent of this index.
+    /// The ways to `host` at `port`, at least one, none of them judged, for the agent of this index. What the names that it has asked
+    /// for come to look like is `noted`, whatever comes of this one.
     ///
     /// # Errors
     /// [`DropReason::ResolveFailed`]; [`DropReason::DnsCapped`] if it has names asked for as tunnels do;
     /// [`DropReason::UpstreamFailed`] if a route leaves no family to dial in.
-    pub async fn ways(&self, agent: u32, host: &Host, port: u16) -> Result<Vec<Way>, DropReason> {
+    pub async fn ways(
+        &self,
+        agent: u32,
+        (host, port): (&Host, u16),
+        noted: &mut Vec<Finding>,
+    ) -> Result<Vec<Way>, DropReason> {
         if let Some(way) = self.routes.by_name(host, port) {
             return Ok(vec![way]);
         }
         let addresses = match self.resolver.known(host) {
             Some(known) => known,
             // Boxed, as most are known.
-            None => Box::pin(self.addresses(agent, host)).await?,
+            None => Box::pin(self.addresses(agent, host, noted)).await?,
         };
         let ways = addresses.into_iter().map(|ip| self.routes.by_address(host, port, ip));
         let ways: Vec<Way> = ways.filter(|way| way.has_source(port)).collect();
@@ -427,8 +434,17 @@ impl Gateway {
     }
 
     /// The addresses of a name that nobody knows here: asking for it tells it to whoever has its zone.
-    async fn addresses(&self, agent: u32, host: &Host) -> Result<Vec<IpAddr>, DropReason> {
-        self.dns.resolves(agent, Instant::now(), self.now_s(), &host.to_string())?;
+    async fn addresses(
+        &self,
+        agent: u32,
+        host: &Host,
+        noted: &mut Vec<Finding>,
+    ) -> Result<Vec<IpAddr>, DropReason> {
+        let Noted { found, over } = self.dns.resolves(agent, Instant::now(), self.now_s(), &host.to_string());
+        noted.extend(found);
+        if over.is_some() {
+            return Err(DropReason::DnsCapped);
+        }
         self.resolver.find(agent, host).await
     }
 }

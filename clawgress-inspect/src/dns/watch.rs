@@ -76,6 +76,9 @@ pub struct Watch {
 // === impl Finding ===
 
 impl Finding {
+    /// All of them.
+    pub const ALL: [Finding; 4] = [Finding::Names, Finding::Labels, Finding::Types, Finding::Bytes];
+
     /// The stable name.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -101,7 +104,7 @@ impl Watch {
     }
 
     /// Takes note that `name` is resolved for who names it elsewhere than in a question. It counts as one for its addresses, and what
-    /// that looks like is found again of the next question.
+    /// that looks like is found of the next question besides.
     pub fn resolved(&mut self, now_s: i64, name: &str, limits: &Limits) -> Noted {
         self.turn(now_s);
         let mut told = std::mem::take(&mut self.told_of_resolved);

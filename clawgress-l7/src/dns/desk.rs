@@ -164,26 +164,17 @@ impl Desk {
     /// Takes note that a name which an agent names elsewhere (in CONNECT, a request, a hello) is resolved for it, which tells that
     /// name as a question of its own would: such names count with those that it asks for. If more agents ask than there is room for,
     /// they count together with what nobody asks.
-    ///
-    /// # Errors
-    /// [`DropReason::DnsCapped`] if they are too many.
-    pub fn resolves(&self, agent: u32, now: Instant, now_s: i64, name: &str) -> Result<(), DropReason> {
+    #[must_use]
+    pub fn resolves(&self, agent: u32, now: Instant, now_s: i64, name: &str) -> Noted {
         let mut book = self.book.lock();
         let asking = match book.asking(agent, now, now_s, self.pace) {
             Some(asking) => asking,
             None => book.agents.entry(0).or_insert_with(|| Asking::new(now, self.pace)),
         };
-        let noted = asking.watch.resolved(now_s, name, &self.limits);
-        drop(book);
-        for finding in noted.found {
-            tracing::warn!(
-                agent,
-                finding = finding.name(),
-                "names that an agent has resolved look like a tunnel"
-            );
-        }
+        let mut noted = asking.watch.resolved(now_s, name, &self.limits);
         // Questions and their bytes are asked elsewhere, and are refused there: no name is one too many by them.
-        if noted.over == Some(Finding::Names) { Err(DropReason::DnsCapped) } else { Ok(()) }
+        noted.over = noted.over.filter(|over| *over == Finding::Names);
+        noted
     }
 
     /// What there is for a name and a type.
@@ -329,24 +320,27 @@ mod tests {
         let (desk, now) = (desk(), Instant::now());
         let most = u32::try_from(limit::DNS_AGENTS_MAX).expect("number");
         for agent in 1..=most {
-            desk.resolves(agent, now, 0, "a.test").expect("room");
+            assert_eq!(desk.resolves(agent, now, 0, "a.test").over, None);
         }
         for n in 0..desk.limits.names_max {
             let (agent, name) = (most + 1 + n, format!("n{n}.zone.test"));
-            assert_eq!(desk.resolves(agent, now, 0, &name), Ok(()), "{n}");
+            assert_eq!(desk.resolves(agent, now, 0, &name).over, None, "{n}");
         }
         let over = desk.resolves(most + 1, now, 0, "more.zone.test");
-        assert_eq!(over, Err(DropReason::DnsCapped));
+        assert_eq!(over.over, Some(Finding::Names));
         assert!(desk.book.lock().agents.len() <= limit::DNS_AGENTS_MAX + 1);
     }
 
     /// What a name in CONNECT looks like is found of a question, too, which is recorded with it.
     #[tokio::test]
     async fn names_that_are_named_elsewhere_leave_the_finding_to_a_question() {
-        let (desk, now) = (desk(), Instant::now());
+        let (desk, now, mut found) = (desk(), Instant::now(), Vec::new());
         for n in 0..desk.limits.names_max {
-            desk.resolves(1, now, 0, &format!("n{n}.zone.test")).expect("not too many");
+            let noted = desk.resolves(1, now, 0, &format!("n{n}.zone.test"));
+            assert_eq!(noted.over, None, "{n}");
+            found.extend(noted.found);
         }
+        assert_eq!(found, [Finding::Names], "once");
         let running = desk.begin(1, now, 0).expect("room");
         let noted = running.asked(&desk, 0, "n0.zone.test", 1, 30);
         assert_eq!(noted.found.iter().map(|found| found.name()).collect::<Vec<_>>(), ["dns_tunnel_names"]);
@@ -364,7 +358,7 @@ mod tests {
                 over = running.asked(&desk, 0, "one.test", kind, bytes).over;
             }
             assert!(over.is_some_and(|over| over != Finding::Names), "{over:?}");
-            assert_eq!(desk.resolves(1, now, 0, "api.test"), Ok(()), "{over:?}");
+            assert_eq!(desk.resolves(1, now, 0, "api.test").over, None, "{over:?}");
         }
     }
 

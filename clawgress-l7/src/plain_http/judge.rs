@@ -95,7 +95,9 @@ impl App {
         }
         exchange.obliged(&ruling);
         front.stay(ruling.quarantines());
-        let ways = gateway.ways(who.identity.agent.index, &admitted.host, admitted.port).await;
+        let (to, mut noted) = ((&admitted.host, admitted.port), Vec::new());
+        let ways = gateway.ways(who.identity.agent.index, to, &mut noted).await;
+        exchange.names(&noted);
         let ways = match ways {
             Ok(ways) => ways,
             // Asked for all the same.

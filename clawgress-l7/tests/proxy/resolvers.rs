@@ -138,3 +138,31 @@ async fn a_server_over_tls_is_asked_if_it_proves_its_name() {
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(relay.questions() > 0);
 }
+
+/// Names in requests and CONNECT tell a server of names what questions would: what they come to look like is in their records.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_names_look_like_is_recorded_where_they_are_named() {
+    let more = "[dns]\nnames_per_minute_max = 16\n".to_owned();
+    let gateway = Gateway::start(Options { more, ..Options::default() }).await;
+    // An eighth of them looks like something.
+    for n in 0..3 {
+        let (_client, answer) = gateway.connect(&format!("n{n}.allowed.test:443")).await;
+        assert_eq!(answer.reason(), "resolve_failed");
+    }
+    for n in 3..16 {
+        let raw = "GET http://NAME/ HTTP/1.1\r\nHost: NAME\r\nAUTH\r\n\r\n";
+        assert_eq!(
+            gateway.ask(&raw.replace("NAME", &format!("n{n}.allowed.test"))).await.reason(),
+            "resolve_failed"
+        );
+    }
+    let (_client, answer) = gateway.connect("n16.allowed.test:443").await;
+    assert_eq!(answer.reason(), "dns_capped");
+    let mut found = Vec::new();
+    for n in 0..17 {
+        let (decision, outcome) = gateway.exchange(n).await;
+        assert_eq!(decision.findings, outcome.findings);
+        found.extend(decision.findings.iter().map(|name| (n, name.clone())));
+    }
+    assert_eq!(found, [(2, "dns_tunnel_names".to_owned())], "once in a minute");
+}
