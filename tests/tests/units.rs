@@ -86,3 +86,27 @@ fn agents_are_shut_out_before_the_network_is_there() {
     let datapath = std::fs::read_to_string(unit("clawgress-datapath.service")).expect("a unit");
     assert!(datapath.lines().any(|l| l.starts_with("After=clawgress-closed.service")));
 }
+
+/// What hostile peers can make the proxy take has an end before the machine's memory has one.
+#[test]
+fn the_proxy_can_not_take_the_memory_of_other_roles() {
+    let slice = Path::new(env!("CARGO_MANIFEST_DIR")).join("../systemd/clawgress-l7.slice");
+    let output = Command::new("systemd-analyze")
+        .args(["verify", "--man=no"])
+        .arg(&slice)
+        .output()
+        .expect("systemd-analyze; install the package `systemd`");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("clawgress-l7.slice"), "{said}");
+    let slice = std::fs::read_to_string(slice).expect("a slice");
+    assert!(slice.lines().any(|l| l == "MemoryMax=75%"), "{slice}");
+    for unit in units() {
+        let text = std::fs::read_to_string(&unit).expect("a unit");
+        let (is_l7, name) = (text.contains("\nSlice=clawgress-l7.slice\n"), unit.display());
+        let is_kept = text.contains("\nOOMScoreAdjust=-500\n");
+        let is_proxy = unit.file_name().is_some_and(|n| n.to_string_lossy().starts_with("clawgress-l7"));
+        assert_eq!(is_l7, is_proxy, "{name}");
+        // The boot lock is over in a moment.
+        assert_eq!(is_kept, !is_proxy && !text.contains("\nType=oneshot\n"), "{name}");
+    }
+}
