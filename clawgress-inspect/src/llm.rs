@@ -26,7 +26,7 @@ pub use estimate::Estimator;
 pub use form::Field;
 pub use model::ModelName;
 pub use request::Request;
-pub use route::{Route, Server, Surface, Target, Told, route, tells};
+pub use route::{Route, Server, Surface, Target, Told, is_ambiguous, route, tells};
 pub use text::{BLOCK_BYTES, PENDING_BYTES_MAX, Texts};
 
 /// Who says a text, as the request has it.

@@ -96,13 +96,30 @@ pub fn parse<'a>(method: &str, target: &'a [u8]) -> Result<Target<'a>, TargetErr
 }
 
 /// Whether a path leads nowhere else for who decodes or resolves it (RFC 3986 sections 6.2.2.2 and 6.2.2.3). What may stand in it
-/// plainly or encoded (`:`, `@`, `;`) is for policy to make one of.
+/// plainly or encoded (`:`, `@`, `;`) is for policy to make one of, and what may be a part of a name or a slash (`%2F`) for it to ask
+/// about either way.
 ///
 /// # Errors
 /// [`TargetError::Path`] on dot segments, also encoded or with parameters; on empty segments but the
-/// last; on encoded unreserved characters, slashes and backslashes; on a `%` that encodes nothing; and on what is no UTF-8 once it
+/// last; on encoded unreserved characters and backslashes; on a `%` that encodes nothing; and on what is no UTF-8 once it
 /// is decoded, as an overlong `%C0%AE` is not (RFC 3629 section 10).
 pub fn plain_path(path: &str) -> Result<(), TargetError> {
+    plain_segments(path)?;
+    match separated(path) {
+        Some(separated) => plain_segments(&separated),
+        None => Ok(()),
+    }
+}
+
+/// The same path as a server has it that takes an encoded slash for one; `None` where there is none in it. Whoever decodes some of
+/// them alone finds no dot segment or empty one that this has not.
+#[must_use]
+pub fn separated(path: &str) -> Option<String> {
+    let has = |path: &str| path.as_bytes().windows(3).any(|three| three.eq_ignore_ascii_case(b"%2f"));
+    (path.contains('%') && has(path)).then(|| path.replace("%2F", "/").replace("%2f", "/"))
+}
+
+fn plain_segments(path: &str) -> Result<(), TargetError> {
     let Some(path) = path.strip_prefix('/') else { return Err(TargetError::Path) };
     let mut segments = path.split('/').peekable();
     while let Some(segment) = segments.next() {
@@ -144,7 +161,7 @@ fn encoded(text: &str, at: usize) -> Option<u8> {
 
 /// Whether a byte must be encoded to mean itself in a path.
 fn needed(b: u8) -> bool {
-    !b.is_ascii_alphanumeric() && !matches!(b, b'-' | b'.' | b'_' | b'~' | b'/' | b'\\')
+    !b.is_ascii_alphanumeric() && !matches!(b, b'-' | b'.' | b'_' | b'~' | b'\\')
 }
 
 /// Parses `host[:port]`, as in CONNECT targets and `Host` (RFC 9110 section 7.2). A bracketed host
@@ -271,6 +288,10 @@ mod tests {
             "/%25",
             "/%E2%82%AC%F0%9F%98%80",
             "/a%252e",
+            "/@scope%2fname",
+            "/@scope%2Fname/-/name-1.0.0.tgz",
+            "/projects/a%2Fb/files/c%2Fd%2f",
+            "/a%252f..",
         ] {
             assert_eq!(plain_path(path), Ok(()), "{path}");
         }
@@ -296,8 +317,18 @@ mod tests {
             "/%2e;p/a",
             "/%64enied",
             "/%7Ea",
-            "/a%2fb",
-            "/a%2Fb",
+            "/%2fa",
+            "/a%2F%2fb",
+            "/a/%2Fb",
+            "/a%2F/b",
+            "/..%2fa",
+            "/a%2F..%2fb",
+            "/a%2f.",
+            "/a/..%2Fb",
+            "/a%2F../b",
+            "/a%2f..;p%2Fb",
+            "/a%2F..%3bp/b",
+            "/a%2F%2e%2e/b",
             "/a%5cb",
             "/a\\b",
             "/%",

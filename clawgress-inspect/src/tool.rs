@@ -21,7 +21,7 @@ pub use list::{
     Allowed, Change, Changing, Filtered, Pin, changed_events, changes, definitions, filtered, pin,
 };
 pub use reader::{Reader, is_like};
-pub use rest::{CARD, Rest, rest};
+pub use rest::{CARD, Rest, is_ambiguous, rest};
 pub use schema::{Validity, validate};
 pub use value::{Value, ValueError};
 

@@ -2,7 +2,8 @@
 //!
 //! RFC 3986 (section 2.2) lets a client write some characters plainly or percent-encoded, and clients differ: JavaScript's
 //! `encodeURIComponent` and the AWS SDKs encode a `:` that others write. Servers decode them before they act. Must never make one of
-//! two paths that a server takes apart by its segments: `%2F` and `%5C` are not decoded, and what asks for them is refused before.
+//! two paths that a server takes apart by its segments: `%2F` stays, and is asked about as a slash besides ([`separated`]); `%5C`
+//! is refused before.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -37,6 +38,14 @@ pub fn normal(path: &str) -> Cow<'_, str> {
     }
     out.push_str(rest);
     Cow::Owned(out)
+}
+
+/// The same path as a server has it that takes an encoded slash for one: `/@scope/name` for `/@scope%2Fname`. `None` where there is
+/// none in it, and it means one thing alone. Servers decode all of them or none.
+#[must_use]
+pub fn separated(path: &str) -> Option<String> {
+    let has = |path: &str| path.as_bytes().windows(3).any(|three| three.eq_ignore_ascii_case(b"%2f"));
+    (path.contains('%') && has(path)).then(|| path.replace("%2F", "/").replace("%2f", "/"))
 }
 
 /// The byte that two digits stand for.
@@ -76,6 +85,22 @@ mod tests {
             ("/%\u{fc}", "/%\u{fc}"),
         ] {
             assert_eq!(normal(path), wanted, "{path}");
+        }
+    }
+
+    #[test]
+    fn an_encoded_slash_may_be_one() {
+        for (path, wanted) in [
+            ("/@scope%2Fname", Some("/@scope/name")),
+            ("/@scope%2fname", Some("/@scope/name")),
+            ("/projects/a%2Fb%2fc/files/d%2Fe", Some("/projects/a/b/c/files/d/e")),
+            ("/@scope/name", None),
+            ("/a%20b", None),
+            // One decoding, not two.
+            ("/a%252Fb", None),
+            ("/a%25%2F", Some("/a%25/")),
+        ] {
+            assert_eq!(separated(path).as_deref(), wanted, "{path}");
         }
     }
 

@@ -158,7 +158,8 @@ pub enum Operation<'a> {
     Tls { host: &'a Host, port: u16, alpn: &'a [String], ja4: &'a str },
     /// Let bytes pass unread (`tunnel`).
     Tunnel { host: &'a Host, port: u16, protocol: TunnelProtocol },
-    /// Send an HTTP request (`http`). `path` is the bytes sent, without the query; what that and the header fields say has `head`.
+    /// Send an HTTP request (`http`). `path` is the [normal form](crate::path::normal) of the one that is sent, without the query;
+    /// what that and the header fields say has `head`.
     Http { host: &'a Host, port: u16, scheme: Scheme, method: &'a str, path: &'a str, head: &'a Head },
     /// Ask for what a name resolves to (`resolve`): `query_type` is `A`, `AAAA`, `TXT`.
     Resolve { host: &'a Host, port: u16, query_type: &'a str },

@@ -16,9 +16,9 @@ use crate::history::History;
 use crate::kernel::Limiter;
 use crate::kernel::plan::Plan;
 use crate::members::Members;
-use crate::request::{Decision, Request, Scheme, Transport, TunnelProtocol};
+use crate::request::{Request, Scheme, Transport, TunnelProtocol};
 use crate::time::{Moment, Schedule, Zone};
-use crate::vocabulary::{ActionKind, ByAction, Reads, Vocabulary};
+use crate::vocabulary::{ByAction, Reads, Vocabulary};
 use crate::{Geo, time};
 
 mod conjunction;
@@ -32,6 +32,7 @@ mod parse;
 mod payload;
 mod ranges;
 mod reach;
+mod readings;
 mod review;
 pub(crate) mod syntax;
 #[cfg(test)]
@@ -40,7 +41,6 @@ mod text;
 mod told;
 mod written;
 
-use conjunction::kept_under;
 use lowered::Group;
 pub use opening::Opening;
 pub use parse::{PLATFORM_PREFIX, POLICIES_MAX, PROBLEMS_MAX};
@@ -377,14 +377,6 @@ impl PolicySet {
         self.halves().any(|half| half.reads.fingerprints)
     }
 
-    /// Who needs to know what the agent did before, for this request: the policies whose scopes fit it, and whose answer
-    /// depends on it.
-    #[must_use]
-    pub fn needs_history(&self, request: &Request<'_>) -> Need {
-        let needs = self.halves().map(|half| half.needs_history(request, self.given()));
-        needs.max().unwrap_or(Need::None)
-    }
-
     /// Whether what is decided of this request, of which no hello was seen, depends on the fingerprint of one.
     #[must_use]
     pub fn needs_ja4(&self, request: &Request<'_>) -> bool {
@@ -439,58 +431,6 @@ impl PolicySet {
     pub fn next_turn_ms(&self, now_ms: i64) -> Option<i64> {
         let next = |half: &Inner| half.schedule.next(time::minute_of(now_ms), &half.zone);
         self.halves().filter_map(next).min().map(time::start_ms)
-    }
-
-    /// Decides one request: default deny, forbid wins, any evaluation error denies. Obligations do not count.
-    ///
-    /// A `connect` decision says nothing of reserved addresses: whether an address may be reached is
-    /// for [`reach`](Self::reach) to say.
-    #[must_use]
-    pub fn decide(&self, request: &Request<'_>) -> Decision {
-        let own = self.inner.decide_lowered(request, self.given());
-        match &self.platform {
-            None => own,
-            Some(platform) => own.under(platform.decide_lowered(request, self.given())),
-        }
-    }
-
-    /// What [`decide`](Self::decide) says, by Cedar's authorizer: slower by orders of magnitude, and what it is held to.
-    #[must_use]
-    pub fn decide_by_oracle(&self, request: &Request<'_>) -> Decision {
-        let own = self.inner.decide_oracle(request, self.given());
-        match &self.platform {
-            None => own,
-            Some(platform) => own.under(platform.decide_oracle(request, self.given())),
-        }
-    }
-
-    /// What a request that L7 decides is obliged to, whatever guards say of it: what all the obligations say that match,
-    /// ascending by the policy's id, and what guards that only log would have said, which never denies. None for
-    /// `connect` and `direct`, whose limits [`limits`](Self::limits) tells.
-    ///
-    /// # Errors
-    /// The decision, if one can't be evaluated: that denies, as with a guard. Who knows what it would have held back?
-    pub fn obligations(&self, request: &Request<'_>) -> Result<Vec<Arc<Obligation>>, Decision> {
-        if ActionKind::of(&request.operation).is_of_addresses() {
-            return Ok(Vec::new());
-        }
-        let own = self.inner.obligations_lowered(request, self.given());
-        match &self.platform {
-            None => own,
-            Some(platform) => kept_under(own, platform.obligations_lowered(request, self.given())),
-        }
-    }
-
-    /// What [`obligations`](Self::obligations) says, by Cedar's authorizer.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn obligations_by_oracle(&self, request: &Request<'_>) -> Result<Vec<Arc<Obligation>>, Decision> {
-        let own = self.inner.obligations_oracle(request, self.given());
-        match &self.platform {
-            None => own,
-            Some(platform) => kept_under(own, platform.obligations_oracle(request, self.given())),
-        }
     }
 
     /// How many policies there are, of its own.

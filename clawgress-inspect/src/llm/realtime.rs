@@ -8,6 +8,7 @@ mod live;
 
 use super::Surface;
 use super::answer::{Asked, CallsError, Following, Format, Reader, Usage};
+use crate::proxy_request::separated;
 use crate::tool::{Value, ValueError};
 
 /// Responses under way at once that are told apart: one, and some besides the conversation.
@@ -92,9 +93,13 @@ struct Response {
 // === impl Dialect ===
 
 impl Dialect {
-    /// The one of a conversation that is opened at this path, if that is one.
+    /// The one of a conversation that is opened at this path, if that is one. An encoded slash may be one.
     #[must_use]
     pub fn of(path: &str) -> Option<Dialect> {
+        Dialect::as_written(path).or_else(|| Dialect::as_written(&separated(path)?))
+    }
+
+    fn as_written(path: &str) -> Option<Dialect> {
         let last = path.rsplit('/').find(|segment| !segment.is_empty()).unwrap_or_default();
         // Some servers take parameters off a segment (RFC 3986 section 3.3).
         let last = super::route::decode(last.split(';').next().unwrap_or(last)).to_ascii_lowercase();

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use crate::proxy_request::separated;
+
 /// What is asked of a provider, by its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Surface {
@@ -268,9 +270,27 @@ impl Server {
     }
 }
 
-/// What a request is, if it is a call of a model: something that is sent to a provider, or to a server that is named.
+/// What a request is, if it is a call of a model: something that is sent to a provider, or to a server that is named. Where an
+/// encoded slash in its path is taken for a part of a name, and where nothing is found so, for a slash.
 #[must_use]
 pub fn route(servers: &[Server], target: &Target<'_>) -> Option<Route> {
+    route_as_written(servers, target).or_else(|| route_separated(servers, target))
+}
+
+/// Whether a request is one call or another by how its server takes an encoded slash in its path. Bedrock's is known: it has the
+/// names of what is provisioned in its paths, slashes and all.
+#[must_use]
+pub fn is_ambiguous(servers: &[Server], target: &Target<'_>) -> bool {
+    let Some(separated) = route_separated(servers, target) else { return false };
+    let written = route_as_written(servers, target);
+    written.is_some_and(|route| route != separated && (route.is_named || &*route.provider != "bedrock"))
+}
+
+fn route_separated(servers: &[Server], target: &Target<'_>) -> Option<Route> {
+    route_as_written(servers, &Target { path: &separated(target.path)?, ..*target })
+}
+
+fn route_as_written(servers: &[Server], target: &Target<'_>) -> Option<Route> {
     if !target.has_body && !target.is_upgrade {
         return None;
     }
@@ -347,9 +367,17 @@ pub enum Told {
 }
 
 /// Whether a path is one that servers of models have, whoever they are: what is sent there in a call's shape is a call, also
-/// where it names no model, since a server may run but one.
+/// where it names no model, since a server may run but one. An encoded slash may be one.
 #[must_use]
 pub fn tells(path: &str) -> Option<Told> {
+    let separated = separated(path).and_then(|path| tells_as_written(&path));
+    match (tells_as_written(path), separated) {
+        (Some(Told::Surely), _) | (_, Some(Told::Surely)) => Some(Told::Surely),
+        (written, separated) => written.or(separated),
+    }
+}
+
+fn tells_as_written(path: &str) -> Option<Told> {
     let lower: Vec<String> = path
         .split('/')
         .filter(|segment| !segment.is_empty())

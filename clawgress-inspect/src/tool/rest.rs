@@ -1,6 +1,8 @@
 //! Agent2Agent over HTTP and JSON: the operation that a request is, by its path. Must never take one for another: the names are
 //! those of JSON-RPC, of version 1.0, so that a rule holds for both bindings.
 
+use crate::proxy_request::separated;
+
 /// An operation of A2A's HTTP binding (versions 0.3 and 1.0, section 11).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rest {
@@ -17,9 +19,20 @@ const CARDS: [&str; 2] = ["agent-card.json", "agent.json"];
 pub const CARD: &str = "GetAgentCard";
 
 /// The operation that a request of this method to this path asks for; what stands before it in the path may be anything: where the
-/// agent is, a version, a tenant.
+/// agent is, a version, a tenant. Where an encoded slash is taken for a part of a name, and where nothing is found so, for a slash.
 #[must_use]
 pub fn rest(method: &str, path: &str) -> Option<Rest> {
+    rest_as_written(method, path).or_else(|| rest_as_written(method, &separated(path)?))
+}
+
+/// Whether it is one operation or another by how its server takes an encoded slash in its path.
+#[must_use]
+pub fn is_ambiguous(method: &str, path: &str) -> bool {
+    let other = separated(path).and_then(|path| rest_as_written(method, &path));
+    other.is_some() && rest_as_written(method, path).is_some_and(|written| Some(written) != other)
+}
+
+fn rest_as_written(method: &str, path: &str) -> Option<Rest> {
     // Some servers' routes are the same in any letters.
     let plain = |segment: &str| decoded(segment).to_ascii_lowercase();
     let segments: Vec<String> = path.split('/').filter(|segment| !segment.is_empty()).map(plain).collect();
@@ -106,6 +119,21 @@ mod tests {
             ("GET", "/agent-card.json"),
         ] {
             assert_eq!(rest(method, path), None, "{method} {path}");
+        }
+    }
+
+    #[test]
+    fn an_encoded_slash_may_be_one() {
+        for (method, path, wanted, is_either) in [
+            ("POST", "/v1%2Fmessage:send", Some("SendMessage"), false),
+            ("GET", "/.well-known%2fagent-card.json", Some(CARD), false),
+            ("GET", "/tasks%2F7", Some("GetTask"), false),
+            ("GET", "/tasks/a%2Fb", Some("GetTask"), false),
+            ("GET", "/tasks/a%2Ftasks", Some("GetTask"), true),
+            ("POST", "/a%2Fb", None, false),
+        ] {
+            assert_eq!(rest(method, path).map(|rest| rest.method), wanted, "{method} {path}");
+            assert_eq!(is_ambiguous(method, path), is_either, "{method} {path}");
         }
     }
 }

@@ -17,6 +17,8 @@ use crate::snapshot::Plan;
 /// Why a request is refused that has a sound form.
 const UNCLEAR: &str =
     "policy asks for a header field or a parameter of the query that comes twice or can't be read";
+/// Why one is whose path has an encoded slash.
+const AMBIGUOUS: &str = "what the path asks for is one call, or another where `%2F` is taken for a slash";
 
 // === impl App ===
 
@@ -68,6 +70,11 @@ impl App {
             exchange.said(admitted.said());
         }
         exchange.occupy(gateway, &who).map_err(deny)?;
+        let may_be_two = admitted.path.contains("%2F");
+        if may_be_two && (gateway.calls.is_ambiguous(&admitted) || gateway.tools.is_ambiguous(&admitted)) {
+            exchange.detail(AMBIGUOUS);
+            return Err(deny(DropReason::HttpMalformed));
+        }
         let need = granted::needs_history(&plan, &who, &admitted);
         gateway.histories.inform(need, &who, &admitted.host).await.map_err(deny)?;
         Ok((admitted, who, plan))

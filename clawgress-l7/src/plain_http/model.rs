@@ -215,13 +215,26 @@ impl Calls {
         self.counter.is_some()
     }
 
+    /// Whether it is one call or another by how its server takes an encoded slash in its path.
+    #[must_use]
+    pub fn is_ambiguous(&self, admitted: &Admitted) -> bool {
+        let is_upgrade = admitted.upgrade == Upgrade::WebSocket;
+        self.about(admitted, (is_upgrade, true), llm::is_ambiguous)
+    }
+
     fn route(&self, admitted: &Admitted, is_upgrade: bool, has_body: bool) -> Option<Route> {
+        self.about(admitted, (is_upgrade, has_body), llm::route)
+    }
+
+    fn about<T>(
+        &self,
+        admitted: &Admitted,
+        (is_upgrade, has_body): (bool, bool),
+        ask: impl FnOnce(&[Server], &llm::Target<'_>) -> T,
+    ) -> T {
         let host = admitted.host.to_string();
         let Admitted { port, path, query, .. } = admitted;
-        llm::route(
-            &self.servers,
-            &llm::Target { host: &host, port: *port, path, query, is_upgrade, has_body },
-        )
+        ask(&self.servers, &llm::Target { host: &host, port: *port, path, query, is_upgrade, has_body })
     }
 }
 

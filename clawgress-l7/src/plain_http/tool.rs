@@ -8,10 +8,10 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use clawgress_api::ToolFacts;
 use clawgress_api::config::{self, Content, UNLISTED};
-use clawgress_inspect::http1;
 use clawgress_inspect::tool::{
     CARD, Head, Message, PARAM, Protocol, Reader, Rest, ToolError, Value, argument_values, has_heads, rest,
 };
+use clawgress_inspect::{http1, tool};
 use clawgress_policy::content::ToolCall;
 use clawgress_policy::{Look, Operation, PayloadNeed, path};
 use http::{HeaderMap, HeaderValue};
@@ -197,14 +197,28 @@ impl Tools {
         self.server(admitted).is_some()
     }
 
+    /// Whether it goes to one server or another, or asks one thing or another there, by how that takes an encoded slash in its path.
+    #[must_use]
+    pub fn is_ambiguous(&self, admitted: &Admitted) -> bool {
+        let separated = path::separated(&admitted.path).and_then(|path| self.server_at(admitted, &path));
+        let written = self.server_at(admitted, &admitted.path);
+        written.is_some() && separated.is_some() && written != separated
+            || tool::is_ambiguous(&admitted.method, &admitted.path)
+    }
+
+    /// Where an encoded slash is taken for a part of a name, and where nothing is found so, for a slash.
     fn server(&self, admitted: &Admitted) -> Option<Arc<str>> {
         if self.servers.is_empty() {
             return None;
         }
+        let written = self.server_at(admitted, &admitted.path);
+        written.or_else(|| self.server_at(admitted, &path::separated(&admitted.path)?))
+    }
+
+    fn server_at(&self, admitted: &Admitted, path: &str) -> Option<Arc<str>> {
         let host = admitted.host.to_string();
         // Some servers take parameters off a path (RFC 3986 section 3.3), and serve what is left.
-        let bare: Vec<&str> =
-            admitted.path.split('/').map(|part| part.split(';').next().unwrap_or(part)).collect();
+        let bare: Vec<&str> = path.split('/').map(|part| part.split(';').next().unwrap_or(part)).collect();
         let bare = bare.join("/").to_ascii_lowercase();
         let is = |server: &&Server| {
             let rest = bare.strip_prefix(server.path.as_str());
@@ -214,7 +228,7 @@ impl Tools {
         };
         let found = self.servers.iter().find(is).map(|server| Arc::clone(&server.name));
         // An agent says what it is at the root of its host, wherever it is itself: whose that is if there are two, nobody knows.
-        let is_card = || rest(&admitted.method, &admitted.path).is_some_and(|rest| rest.method == CARD);
+        let is_card = || rest(&admitted.method, path).is_some_and(|rest| rest.method == CARD);
         found.or_else(|| {
             let mut there = self.servers.iter().filter(|s| s.host == host && s.port == admitted.port);
             let one = there.next().filter(|_| is_card() && there.next().is_none())?;

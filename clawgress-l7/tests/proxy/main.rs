@@ -94,6 +94,8 @@ mod scale;
 #[cfg(test)]
 mod silent;
 #[cfg(test)]
+mod slashes;
+#[cfg(test)]
 mod slow;
 #[cfg(test)]
 mod small_messages;

@@ -84,6 +84,11 @@ async fn spellings_of_a_path_are_one_to_policy() {
         ("/v1/%ff", 400),
         ("/v1/..%2f..%2fadmin", 400),
         ("/v1/..;x=y/admin", 400),
+        // A slash to some servers, and a part of a name to others.
+        ("/v1/@scope%2fname", 200),
+        ("/v1%2fx", 403),
+        ("/v1/a%2Fx%3Adelete", 403),
+        ("/v1/a@(secret)%2Fb", 403),
     ] {
         let mut client = gateway.client().await;
         client.send(format!("GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n{auth}\r\n")).await;
@@ -91,7 +96,12 @@ async fn spellings_of_a_path_are_one_to_policy() {
     }
     let seen: Vec<String> =
         upstream.requests().iter().map(|r| r.split(" HTTP").next().unwrap().to_owned()).collect();
-    let sent = ["GET /v1/claude-v1%3A0/invoke", "GET /v1/claude-v1:0/invoke", "GET /v1/%c3%bc"];
+    let sent = [
+        "GET /v1/claude-v1%3A0/invoke",
+        "GET /v1/claude-v1:0/invoke",
+        "GET /v1/%c3%bc",
+        "GET /v1/@scope%2fname",
+    ];
     assert_eq!(seen, sent, "as they were sent");
     let (decision, _) = gateway.exchange(5).await;
     assert_eq!(decision.destination.path.as_deref(), Some("/v1/claude-v1:0/invoke"), "as it was judged");

@@ -2,6 +2,7 @@
 //! value. Must never call an answer sure that may depend on it.
 
 use super::lowered::Group;
+use super::readings::each;
 use super::{Given, Inner, Need, PolicySet};
 use crate::head::Mentions;
 use crate::request::{Operation, Request};
@@ -26,18 +27,24 @@ impl PolicySet {
     /// error.
     #[must_use]
     pub fn needs_head(&self, request: &Request<'_>) -> Need {
-        let needs = self.halves().map(|half| half.needs_head(request, self.given()));
-        needs.max().unwrap_or(Need::None)
+        let needs = |request: &Request<'_>| {
+            let needs = self.halves().map(|half| half.needs_head(request, self.given()));
+            needs.max().unwrap_or(Need::None)
+        };
+        each(request, needs, Need::max)
     }
 
     /// Whether a request may be permitted by all that is known of it: what is not sure, may be.
     #[must_use]
     pub fn may_permit(&self, request: &Request<'_>) -> bool {
         let action = ActionKind::of(&request.operation);
-        self.halves().all(|half| {
-            !half.asks_guards(action)
-                || half.may_permit(half.guards_lowered.of(action), request, self.given())
-        })
+        let may = |request: &Request<'_>| {
+            self.halves().all(|half| {
+                !half.asks_guards(action)
+                    || half.may_permit(half.guards_lowered.of(action), request, self.given())
+            })
+        };
+        each(request, may, |first, other| first && other)
     }
 }
 

@@ -8,6 +8,7 @@ use clawgress_ebpf_common::DropReason;
 
 use super::lowered::Group;
 use super::parse::names;
+use super::readings::each;
 use super::syntax::Policy;
 use super::{Given, Inner, Need, PolicySet};
 use crate::effect::Effect;
@@ -186,7 +187,8 @@ impl PolicySet {
     #[must_use]
     pub fn needs_media_type(&self, request: &Request<'_>) -> bool {
         let given = Given { is_media_type_unseen: true, ..self.given() };
-        self.halves().any(|half| half.needs_media_type(request, given))
+        let needs = |request: &Request<'_>| self.halves().any(|half| half.needs_media_type(request, given));
+        each(request, needs, |first, other| first || other)
     }
 
     /// Whether any answer on what comes back depends on what the agent did before.
@@ -211,7 +213,10 @@ impl PolicySet {
     #[must_use]
     pub fn needs_history_unseen(&self, request: &Request<'_>) -> Need {
         let given = Given { is_payload_unseen: true, is_size_unseen: true, ..self.given() };
-        self.halves().map(|half| half.needs_history(request, given)).max().unwrap_or(Need::None)
+        let needs = |request: &Request<'_>| {
+            self.halves().map(|half| half.needs_history(request, given)).max().unwrap_or(Need::None)
+        };
+        each(request, needs, Need::max)
     }
 
     /// How much of the body of this `send`, or `receive`, has to be seen. Its findings, what a model's answer comes to, and
@@ -219,8 +224,11 @@ impl PolicySet {
     #[must_use]
     pub fn needs_payload(&self, request: &Request<'_>, is_size_known: bool) -> PayloadNeed {
         let given = Given { is_size_unseen: !is_size_known, ..self.given() };
-        let needs = self.halves().map(|half| half.needs_payload(request, given));
-        needs.fold(PayloadNeed::default(), PayloadNeed::max)
+        let needs = |request: &Request<'_>| {
+            let needs = self.halves().map(|half| half.needs_payload(request, given));
+            needs.fold(PayloadNeed::default(), PayloadNeed::max)
+        };
+        each(request, needs, PayloadNeed::max)
     }
 }
 

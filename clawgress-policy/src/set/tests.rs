@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::head::Head;
-use crate::{Host, Operation, Transport};
+use crate::{Decision, Host, Operation, Transport};
 use clawgress_ebpf_common::DropReason;
 use clawgress_identity::{Agent, AgentId, AgentState, PolicyOwner};
 
@@ -10,6 +10,7 @@ mod limits;
 mod obligations;
 mod payload;
 mod platform;
+mod readings;
 mod refused;
 
 pub(crate) fn agent(id: &str) -> Agent {

@@ -15,7 +15,7 @@ use crate::effect::Obligation;
 use crate::head::Head;
 use crate::history::History;
 use crate::kernel::{self, KernelAction, LimitAction};
-use crate::{Decision, Host, Operation, PolicySet, Request, Scheme, Transport, UPSTREAM_ALPN};
+use crate::{Decision, Host, Operation, PolicySet, Request, Scheme, Transport, UPSTREAM_ALPN, path};
 
 mod hello;
 pub(super) mod opening;
@@ -199,6 +199,12 @@ pub fn explain(
         && set.asks_head()
     {
         explanation.notes.extend(head_note(head).map(str::to_owned));
+    }
+    if let Target::Url { path, .. } = target
+        && explanation.phases.iter().any(|phase| matches!(phase.action.as_str(), "http" | "send"))
+        && let Some(separated) = path::separated(path)
+    {
+        explanation.notes.push(format!("a server may take `%2F` for a slash: `{separated}` is asked about besides, and both have to be permitted"));
     }
     if is_supposed {
         let supposed =

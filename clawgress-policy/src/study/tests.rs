@@ -208,6 +208,15 @@ fn what_follows_on_direct_is_told() {
     assert!(url.notes.iter().any(|told| told.ends_with(note)), "{:?}", url.notes);
 }
 
+#[test]
+fn an_encoded_slash_is_told_to_be_asked_about_both_ways() {
+    for (path, is_told) in [("@scope%2fname", true), ("@scope/name", false)] {
+        let url = explained(&format!("http://api.test/{path}"), None, Some("203.0.113.5"));
+        let told = url.notes.iter().any(|note| note.contains("`/@scope/name`"));
+        assert!(url.allowed && told == is_told, "{url:?}");
+    }
+}
+
 /// What the platform says of content has as little to say where content passes unread.
 #[test]
 fn opaque_permits_make_the_platforms_content_rules_moot() {

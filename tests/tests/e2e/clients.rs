@@ -274,27 +274,30 @@ with open(os.path.join(root, "index.html"), "w") as index:
     index.write(f'<!DOCTYPE html><html><body><a href="{name}#sha256={digest}">{name}</a></body></html>')
 "##;
 
-/// Makes a package and what a registry says of it, of which each server is one.
+/// Makes two packages, one of a scope, and what a registry says of them, of which each server is one. A scoped one npm asks for
+/// by a name with an encoded slash.
 const PACKAGE: &str = r#"
 import base64, hashlib, io, json, os, sys, tarfile
 root = os.path.join(sys.argv[1], "npm")
 os.makedirs(root)
-files = {"package/package.json": json.dumps({"name": "clawgress-lab", "version": "1.0.0", "main": "main.js"}), "package/main.js": "exports.answer = 42;\n"}
-archive = io.BytesIO()
-with tarfile.open(fileobj=archive, mode="w:gz") as tar:
-    for path, text in files.items():
-        entry = tarfile.TarInfo(path)
-        entry.size = len(text)
-        tar.addfile(entry, io.BytesIO(text.encode()))
-open(os.path.join(root, "clawgress-lab-1.0.0.tgz"), "wb").write(archive.getvalue())
-integrity = "sha512-" + base64.b64encode(hashlib.sha512(archive.getvalue()).digest()).decode()
-for server in sys.argv[2:]:
-    os.makedirs(os.path.join(root, server))
-    told = {"name": "clawgress-lab", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": {
-        "name": "clawgress-lab", "version": "1.0.0", "main": "main.js",
-        "dist": {"tarball": f"https://{server}/files/npm/clawgress-lab-1.0.0.tgz", "integrity": integrity},
-    }}}
-    json.dump(told, open(os.path.join(root, server, "clawgress-lab"), "w"))
+for name, file in [("clawgress-lab", "clawgress-lab"), ("@clawgress/scoped", "@clawgress%2fscoped")]:
+    files = {"package/package.json": json.dumps({"name": name, "version": "1.0.0", "main": "main.js"}), "package/main.js": "exports.answer = 42;\n"}
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        for path, text in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    tarball = name.split("/")[-1] + "-1.0.0.tgz"
+    open(os.path.join(root, tarball), "wb").write(archive.getvalue())
+    integrity = "sha512-" + base64.b64encode(hashlib.sha512(archive.getvalue()).digest()).decode()
+    for server in sys.argv[2:]:
+        os.makedirs(os.path.join(root, server), exist_ok=True)
+        told = {"name": name, "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": {
+            "name": name, "version": "1.0.0", "main": "main.js",
+            "dist": {"tarball": f"https://{server}/files/npm/{tarball}", "integrity": integrity},
+        }}}
+        json.dump(told, open(os.path.join(root, server, file), "w"))
 "#;
 
 fn files(reading: &Reading, script: &str, servers: &[&str]) {
@@ -347,12 +350,25 @@ fn npm_installs_from_a_registry() {
         let (variables, prefix) = ([format!("HOME={home}")], format!("{home}/project"));
         let install =
             ["npm", "install", "--no-audit", "--no-fund", "--no-update-notifier", "--ignore-scripts"];
-        let where_ = ["--registry", &registry, "--cache", &cache, "--prefix", &prefix, "clawgress-lab"];
+        let where_ = [
+            "--registry",
+            &registry,
+            "--cache",
+            &cache,
+            "--prefix",
+            &prefix,
+            "clawgress-lab",
+            "@clawgress/scoped",
+        ];
         let output = way.run(&variables, &[&install[..], &where_].concat());
         assert!(output.ok(), "{output:?}");
-        let text = fs::read_to_string(Path::new(&prefix).join("node_modules/clawgress-lab/main.js")).unwrap();
-        assert_eq!(text, "exports.answer = 42;\n");
+        for package in ["clawgress-lab", "@clawgress/scoped"] {
+            let main = Path::new(&prefix).join("node_modules").join(package).join("main.js");
+            assert_eq!(fs::read_to_string(main).unwrap(), "exports.answer = 42;\n");
+        }
         way.is_recorded("/files/npm/clawgress-lab-1.0.0.tgz");
+        way.is_recorded(&format!("/files/npm/{}/@clawgress%2Fscoped", way.server));
+        way.is_recorded("/files/npm/scoped-1.0.0.tgz");
     });
     finish(reading.site);
 }

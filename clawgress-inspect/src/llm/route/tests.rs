@@ -263,3 +263,43 @@ fn a_model_is_named_only_where_the_server_takes_it_for_one() {
         assert_eq!(found, model, "{url}");
     }
 }
+
+/// Some servers take it for one, and some for a part of a name.
+#[test]
+fn an_encoded_slash_may_be_one() {
+    let bedrock = "bedrock-runtime.eu-west-1.amazonaws.com/model";
+    for (url, surface, model, is_either) in [
+        // What is provisioned at Bedrock has a name with one.
+        (
+            format!(
+                "{bedrock}/arn%3Aaws%3Abedrock%3Aeu-west-1%3A1%3Aapplication-inference-profile%2Fp/converse"
+            ),
+            S::Converse,
+            "arn:aws:bedrock:eu-west-1:1:application-inference-profile/p",
+            false,
+        ),
+        // A path of calls, or none.
+        ("api.openai.com/v1%2Fchat%2fcompletions".to_owned(), S::Other, "", true),
+        ("api.openai.com/v1/chat%2fcompletions".to_owned(), S::Other, "", true),
+        (
+            "generativelanguage.googleapis.com/v1beta/models/models%2Fm:generateContent".to_owned(),
+            S::GenerateContent,
+            "models/m",
+            true,
+        ),
+        // Both are the same.
+        ("api.openai.com/v1%2fx/chat/completions".to_owned(), S::ChatCompletions, "", false),
+        // A server that is named only by what it is with a slash.
+        ("llm.internal/serve%2Fv1/chat/completions".to_owned(), S::ChatCompletions, "", false),
+    ] {
+        let route = of(&url).expect(&url);
+        assert_eq!((route.surface, route.model.as_deref().unwrap_or("")), (surface, model), "{url}");
+        let (host, path) = url.split_once('/').expect("a path");
+        let path = format!("/{path}");
+        let target = Target { host, port: 443, path: &path, query: "", is_upgrade: false, has_body: true };
+        assert_eq!(is_ambiguous(&servers(), &target), is_either, "{url}");
+    }
+    assert_eq!(tells("/v1%2Fchat%2Fcompletions"), Some(Told::Surely));
+    assert_eq!(tells("/x%2Fgenerate"), Some(Told::Perhaps));
+    assert_eq!(tells("/v1/a%2Fb"), None);
+}
