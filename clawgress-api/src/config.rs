@@ -392,12 +392,11 @@ fn snapshot_stale_s_max() -> u64 {
 fn connections_max() -> usize {
     20_000
 }
-/// Below systemd's 90 s, long enough for most answers.
 /// Models think for minutes before they say a word.
 fn answer_silence_s_max() -> NonZeroU32 {
     const { NonZeroU32::new(600).unwrap() }
 }
-
+/// Below systemd's 90 s, long enough for most answers.
 fn drain_s_max() -> u64 {
     25
 }

@@ -10,6 +10,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_identity::Agent;
 use clawgress_policy::effect::{Effect, Obligation};
 use clawgress_policy::head::{self, Head};
+use clawgress_policy::path;
 use clawgress_policy::transform::Changes;
 use clawgress_policy::{
     ALPN_GUESSES, Decision, Host, Need, Operation, PolicySet, Request, Scheme, TunnelProtocol, UPSTREAM_ALPN,
@@ -341,7 +342,7 @@ fn ask(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
 
 fn ruling(action: &'static str, agent: &Agent, decision: Decision) -> Ruling {
     for error in &decision.errors {
-        if error.ends_with(head::UNCLEAR) {
+        if error.ends_with(head::UNCLEAR) || error.ends_with(path::APART) {
             // Whoever sends a header field twice brings that about: its record tells of it, and no policy is at fault.
             tracing::debug!(%error, action, agent = %agent.id, "what a policy asks has no one value, and that denies");
             continue;

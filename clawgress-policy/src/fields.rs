@@ -129,7 +129,7 @@ pub(crate) fn refusal(name: &str) -> Option<&'static str> {
 
 /// Whether policy may be asked about a field that goes on, by its name in lowercase and with `-` for `_`.
 pub(crate) fn is_asked(name: &str) -> bool {
-    !HOP.contains(&name) && !FRAMING.contains(&name) && !is_identity(name)
+    !HOP.contains(&name) && !FRAMING.contains(&name) && !is_identity(name) && !is_asserted(name)
 }
 
 /// Whether what a header field or a parameter of a query says is a secret, as far as its name tells. In lowercase, and `_` taken

@@ -8,6 +8,10 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+/// What ends the error of a decision on a request that would be changed by one way to take its path alone.
+pub const APART: &str =
+    "changes the request by one way to take an encoded slash in its path, and not by the other";
+
 /// `path`, without a query, as policy is asked about it: what may stand plainly does (`%3a` is `:`), and what can't is encoded in
 /// upper case (`%c3%bc` is `%C3%BC`). The normal form of a normal form is itself; two paths have the same one only if they decode to
 /// the same bytes.

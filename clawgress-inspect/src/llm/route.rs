@@ -283,7 +283,9 @@ pub fn route(servers: &[Server], target: &Target<'_>) -> Option<Route> {
 pub fn is_ambiguous(servers: &[Server], target: &Target<'_>) -> bool {
     let Some(separated) = route_separated(servers, target) else { return false };
     let written = route_as_written(servers, target);
-    written.is_some_and(|route| route != separated && (route.is_named || &*route.provider != "bedrock"))
+    let is_known =
+        |route: &Route| !route.is_named && &*route.provider == "bedrock" && route.surface.is_read();
+    written.is_some_and(|route| route != separated && !is_known(&route))
 }
 
 fn route_separated(servers: &[Server], target: &Target<'_>) -> Option<Route> {

@@ -160,6 +160,7 @@ pub(super) fn change(
     match body.and_then(|body| body.rewritten(&changes.body)) {
         Ok(mut rewritten) => {
             if let Some(asking) = &mut content.asking
+                && !rewritten.told.is_empty()
                 && let Err(why) = rewritten.asks(asking)
             {
                 exchange.detail(&format!("{UNCHANGEABLE}: {why}"));

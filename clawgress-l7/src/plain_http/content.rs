@@ -61,6 +61,8 @@ pub struct Body {
     mismatch: Option<Mismatch>,
     /// The bytes of a call that policy may change.
     copy: Option<Vec<u8>>,
+    /// What is sent in its place, where that asks for usage, bytes.
+    asking_bytes: usize,
     charge: Charge,
     spool_bytes: usize,
     /// Bytes that went by in this attempt to send it; after a connection that died there is another.
@@ -151,6 +153,7 @@ impl Body {
             addressed,
             mismatch: None,
             copy: (may_change || counts || may_ask).then(Vec::new),
+            asking_bytes: 0,
             charge: gateway.memory.charge(who.identity.agent.index),
             spool_bytes: 0,
             passed: 0,
@@ -169,7 +172,7 @@ impl Body {
         self.spool_bytes = spool_bytes;
         let own = self.inspector.as_ref().map_or(0, Inspector::memory_bytes);
         let copy = self.copy.as_ref().map_or(0, Vec::capacity);
-        self.charge.set(spool_bytes + own + copy)
+        self.charge.set(spool_bytes + own + copy + self.asking_bytes)
     }
 
     /// Looks at what came next.
@@ -325,9 +328,12 @@ impl Body {
     }
 
     /// Whether usage is to be asked for on the client's behalf.
-    fn asking(&self, gateway: &Gateway, session: &Session) -> Option<Asking> {
+    fn asking(&mut self, gateway: &Gateway, session: &Session) -> Option<Asking> {
         let (calling, call) = self.as_call().filter(|_| self.said.complete)?;
-        Asking::of(&gateway.calls, calling, (call.call(), self.copy.as_deref()), session.req_header())
+        let body = (call.call(), self.copy.as_deref());
+        let asking = Asking::of(&gateway.calls, calling, body, session.req_header())?;
+        self.asking_bytes = asking.memory_bytes();
+        Some(asking)
     }
 
     fn note(&mut self, looked: Result<(), Unreadable>) -> Result<(), DropReason> {
@@ -458,7 +464,7 @@ impl Body {
         if self.said.complete {
             if self.passed >= self.said.seen {
                 // What was held is gone.
-                self.inspector = None;
+                (self.inspector, self.copy) = (None, None);
                 return self.charge(0);
             }
             return Ok(());

@@ -522,6 +522,25 @@ async fn where_nobody_names_it_nothing_is_asked_or_changed() {
     assert!(record.attributes.is_none_or(|read| read.llm.is_none()));
 }
 
+/// What policy would have changed, and what is as it says already, are the same call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usage_is_asked_for_also_where_policy_has_nothing_to_change() {
+    let policy = POLICY.to_owned()
+        + r#"
+@id("capped") @effect("transform") @max_tokens("500") permit (principal == Agent::"web", action == Action::"llm", resource);
+"#;
+    let site = Site::start(&policy, true, "").await;
+    for (n, cap) in ["100", "900"].into_iter().enumerate() {
+        let more = format!(r#","max_tokens":{cap},"stream":true,"stream_options":{{"include_usage":false}}"#);
+        let told = site.stream(&chat("gpt-5-mini", &more)).await;
+        assert!(!told.contains(USAGE), "{told}");
+        let sent = String::from_utf8(site.upstream.seen.bytes.lock().clone()).expect("text");
+        assert!(sent.contains(r#""stream_options":{"include_usage":true}"#), "{sent}");
+        let tokens = site.record(RecordKind::Outcome, n).await.tokens.expect("told");
+        assert_eq!((tokens.input, tokens.output, tokens.estimated), (11, 7, false), "{cap}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_answer_has_its_cost_or_none_that_is_known() {
     let directory = tempfile::tempdir().expect("a directory");

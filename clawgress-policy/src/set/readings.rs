@@ -1,13 +1,16 @@
 //! What is decided of a request by each way in which its path may be taken. Must never let one answer for the other.
 //!
 //! A server may take an encoded slash for a part of a name, or for a slash ([`path::separated`]). Policy does not know which, and so is
-//! asked about both: what either way is refused is refused, and what either way is obliged to counts, once.
+//! asked about both: what either way is refused is refused, and what either way is obliged to counts, once. What would be changed by one
+//! way alone is refused: a provider's key would go where policy does not send it, or a parameter stay that it takes away.
 
 use std::sync::Arc;
 
+use clawgress_ebpf_common::DropReason;
+
 use super::conjunction::{Kept, kept_under};
 use super::{Need, PolicySet};
-use crate::effect::Obligation;
+use crate::effect::{Effect, Obligation};
 use crate::path;
 use crate::request::{Decision, Operation, Request};
 use crate::vocabulary::ActionKind;
@@ -128,10 +131,30 @@ impl Decision {
 
 /// What both ways oblige to.
 fn kept_of_both(first: Kept, other: Kept) -> Kept {
+    let apart = match (&first, &other) {
+        (Ok(first), Ok(other)) => changed_apart(first, other),
+        _ => Vec::new(),
+    };
+    if !apart.is_empty() {
+        let errors = apart.iter().map(|policy| format!("{policy}: {}", path::APART)).collect();
+        return Err(Decision { verdict: Err(DropReason::PolicyError), policies: apart, errors });
+    }
     let mut kept = kept_under(first, other);
     match &mut kept {
         Ok(obligations) => obligations.dedup_by(|a, b| a.repeats(b)),
         Err(failed) => failed.policies.dedup(),
     }
     kept
+}
+
+/// Ids of the policies that change a request by one way to take its path, and not by the other; ascending.
+fn changed_apart(first: &[Arc<Obligation>], other: &[Arc<Obligation>]) -> Vec<String> {
+    let lacks = |all: &[Arc<Obligation>], one: &Obligation| !all.iter().any(|each| each.repeats(one));
+    let in_first = first.iter().filter(|one| lacks(other, one));
+    let apart = in_first.chain(other.iter().filter(|one| lacks(first, one)));
+    let changing = apart.filter(|one| matches!(one.effect, Effect::Transform(_)));
+    let mut ids: Vec<String> = changing.map(|one| one.policy.to_string()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }

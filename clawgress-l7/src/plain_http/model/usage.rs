@@ -78,6 +78,12 @@ impl Asking {
         Some(Asking { whole: Some(Bytes::from(whole)), ..Asking::default() })
     }
 
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.whole.as_ref().map_or(0, Bytes::len)
+    }
+
     /// The same call as it is rewritten, where it has to ask itself.
     ///
     /// # Errors

@@ -77,6 +77,33 @@ fn what_either_obliges_to_counts_once() {
     assert_eq!(ids("/a"), ["all", "would"]);
 }
 
+/// A key goes along where policy says so, however the server takes the path; and what is taken away is.
+#[test]
+fn what_only_one_way_changes_is_refused() {
+    let set = set(r#"
+@id("all") permit (principal, action == Action::"http", resource);
+@id("keyed") @effect("transform") @inject("PRIVATE-TOKEN: {gitlab}")
+permit (principal, action == Action::"http", resource) when { context.path like "/projects/7/*" };
+@id("marked") @effect("transform") @set("x-team: own") permit (principal, action == Action::"http", resource);
+"#);
+    let (agent, host) = (agent("web"), Host::parse("gitlab.test").expect("host"));
+    let ids = |path: &str| {
+        let request = request(&agent, &host, path);
+        let obligations = set.obligations(&request);
+        assert_eq!(set.obligations_by_oracle(&request), obligations, "{path}");
+        obligations.map(|all| all.iter().map(|o| o.policy.to_string()).collect::<Vec<_>>())
+    };
+    assert_eq!(ids("/projects/7/variables").expect("evaluated"), ["keyed", "marked"]);
+    assert_eq!(ids("/projects/7/own%2Fvariables").expect("evaluated"), ["keyed", "marked"]);
+    assert_eq!(ids("/projects/own%2Fvariables").expect("evaluated"), ["marked"]);
+    let refused = ids("/projects/7%2Fother/variables").expect_err("whose key goes along?");
+    assert_eq!(
+        (refused.verdict, &refused.policies[..]),
+        (Err(DropReason::PolicyError), &["keyed".to_owned()][..])
+    );
+    assert!(refused.errors.iter().all(|error| error.ends_with(crate::path::APART)), "{refused:?}");
+}
+
 /// Also of who needs to know more before it is decided, and of bodies.
 #[test]
 fn what_has_to_be_known_for_either_is_needed() {
