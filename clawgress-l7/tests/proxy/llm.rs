@@ -529,7 +529,7 @@ async fn usage_is_asked_for_also_where_policy_has_nothing_to_change() {
         + r#"
 @id("capped") @effect("transform") @max_tokens("500") permit (principal == Agent::"web", action == Action::"llm", resource);
 "#;
-    let site = Site::start(&policy, true, "").await;
+    let site = Site::start(policy.leak(), true, "").await;
     for (n, cap) in ["100", "900"].into_iter().enumerate() {
         let more = format!(r#","max_tokens":{cap},"stream":true,"stream_options":{{"include_usage":false}}"#);
         let told = site.stream(&chat("gpt-5-mini", &more)).await;
