@@ -84,7 +84,7 @@ fn what_only_one_way_changes_is_refused() {
 @id("all") permit (principal, action == Action::"http", resource);
 @id("keyed") @effect("transform") @inject("PRIVATE-TOKEN: {gitlab}")
 permit (principal, action == Action::"http", resource) when { context.path like "/projects/7/*" };
-@id("marked") @effect("transform") @set("x-team: own") permit (principal, action == Action::"http", resource);
+@id("marked") @effect("transform") @set_header("x-team: own") permit (principal, action == Action::"http", resource);
 "#);
     let (agent, host) = (agent("web"), Host::parse("gitlab.test").expect("host"));
     let ids = |path: &str| {
