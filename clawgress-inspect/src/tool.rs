@@ -158,18 +158,24 @@ fn read_value(value: &Value, head: &Head<'_>) -> Result<Vec<Message>, ToolError>
     if let [one] = &messages[..] {
         head::agrees(one, value, head)?;
     }
-    Ok(messages.into_iter().map(|message| message.renamed(head.is_a2a)).collect())
+    let all = if let Value::Array(all) = value { &all[..] } else { std::slice::from_ref(value) };
+    messages.into_iter().zip(all).map(|(message, one)| message.renamed(one, head)).collect()
 }
 
 /// The server and tool of a call of a tool, as policy names it.
 impl Message {
     /// By the name that A2A's version 1.0 has for the same, if it is one of version 0.3.
-    fn renamed(mut self, is_a2a: bool) -> Message {
-        let name = self.method.as_deref().and_then(|method| a2a_name(method, is_a2a));
-        if let Some(name) = name {
+    fn renamed(mut self, value: &Value, head: &Head<'_>) -> Result<Message, ToolError> {
+        let Some(method) = self.method.as_deref() else { return Ok(self) };
+        // Which of both is told by what either can't do without, and only where neither is there by who asks.
+        let is_a2a = match method {
+            "tasks/get" | "tasks/cancel" => of_a2a_task(value)?.unwrap_or(head.is_a2a),
+            _ => head.is_a2a,
+        };
+        if let Some(name) = a2a_name(method, is_a2a) {
             (self.protocol, self.sent_as) = (Protocol::A2a, self.method.replace(name.to_owned()));
         }
-        self
+        Ok(self)
     }
 
     /// Whether it calls a tool.
@@ -375,8 +381,26 @@ fn said(params: &Value) -> Option<Value> {
     (!own.is_empty()).then_some(Value::Object(own))
 }
 
+/// Whether the task that a message is about is one of A2A, which has it as `id`, or of MCP, which has it as `taskId`; `None` if it has
+/// neither, which no server of either takes.
+///
+/// # Errors
+/// If it has both: each would be one server's.
+fn of_a2a_task(value: &Value) -> Result<Option<bool>, ToolError> {
+    let member = |value: &Value, name: &str| match value {
+        Value::Object(members) => members.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone()),
+        _ => None,
+    };
+    let Some(params) = member(value, "params") else { return Ok(None) };
+    match (member(&params, "id").is_some(), member(&params, "taskId").is_some()) {
+        (true, true) => Err(ToolError::Message("its task has an `id` and a `taskId`")),
+        (false, false) => Ok(None),
+        (is_a2a, _) => Ok(Some(is_a2a)),
+    }
+}
+
 /// What A2A's version 1.0 calls a method of version 0.3 (specification 1.0, appendix A). Those of tasks are MCP's, too, since
-/// 2025-11-25: whose they are, the head says.
+/// 2025-11-25: whose they are, their ids say, or the head where they have none.
 fn a2a_name(method: &str, is_a2a: bool) -> Option<&'static str> {
     Some(match method {
         "message/send" => "SendMessage",

@@ -8,7 +8,7 @@ use super::Surface;
 pub(super) enum Cap {
     /// `max_tokens`.
     MaxTokens,
-    /// OpenAI's newer name: what others have of its dialect, skip it.
+    /// OpenAI's newer name: of what others have of its dialect, some skip it.
     MaxCompletionTokens,
     /// `max_output_tokens`, of the Responses API.
     MaxOutputTokens,
@@ -34,6 +34,8 @@ const CAPS: usize = 10;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Caps {
     all: [Option<u64>; CAPS],
+    /// The largest of those within what wraps a call.
+    within: Option<u64>,
     copies: u64,
 }
 
@@ -46,6 +48,11 @@ impl Caps {
         }
     }
 
+    /// One within what wraps a call, and perhaps nobody unwraps: it limits nothing, and is more than what does, perhaps.
+    pub(super) fn add_within(&mut self, most: u64) {
+        self.within = self.within.max(Some(most));
+    }
+
     /// How many answers there may be.
     pub(super) fn copies(&mut self, most: u64) {
         self.copies = self.copies.max(most);
@@ -53,10 +60,12 @@ impl Caps {
 
     /// The largest of all.
     pub(super) fn most(&self) -> Option<u64> {
-        self.times(self.all.iter().copied().max().flatten())
+        let most = self.all.iter().copied().max().flatten();
+        self.times(most.map(|most| most.max(self.within.unwrap_or_default())))
     }
 
-    /// The largest of those that servers of this surface look at.
+    /// The largest of all, where there is one that every server of this surface looks at: of several, some take the larger one, and
+    /// others the one that they know (vLLM `max_completion_tokens`, llama.cpp `n_predict`).
     pub(super) fn most_of(&self, surface: Surface, takes_completion_tokens: bool) -> Option<u64> {
         use Cap as C;
         let looked_at: &[Cap] = match surface {
@@ -72,8 +81,8 @@ impl Caps {
             // In the shape that the model has, or of nobody who is known.
             _ => return self.most(),
         };
-        let most = looked_at.iter().filter_map(|cap| self.all.get(*cap as usize).copied().flatten()).max();
-        self.times(most)
+        let is_there = |cap: &Cap| self.all.get(*cap as usize).copied().flatten().is_some();
+        looked_at.iter().any(is_there).then(|| self.most()).flatten()
     }
 
     fn times(&self, most: Option<u64>) -> Option<u64> {

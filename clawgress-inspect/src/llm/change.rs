@@ -9,6 +9,10 @@ use super::{Call, Surface};
 use crate::payload::{Claims, Inspector, Limits};
 use crate::splice::{self, Edits, Span, quoted};
 
+/// Names of limits in the outer object that servers may take before, or instead of, the one that a surface has.
+const OTHER_LIMITS: [&str; 5] =
+    ["max_completion_tokens", "max_tokens", "max_output_tokens", "max_tokens_to_sample", "n_predict"];
+
 /// What is to be changed.
 #[derive(Clone, Copy)]
 pub struct Wanted<'a> {
@@ -235,6 +239,18 @@ impl Change<'_> {
         };
         let value = most.to_string();
         let mut is_there = false;
+        // What some servers take before that.
+        for other in OTHER_LIMITS {
+            let path: &[&str] = &[other];
+            if places.contains(&path) {
+                continue;
+            }
+            if let Some(at) =
+                self.find(path).filter(|at| self.text(at).parse::<u64>().is_ok_and(|now| now > most))
+            {
+                self.edits.replace(at, value.as_bytes());
+            }
+        }
         for path in places {
             let Some(at) = self.find(path) else { continue };
             is_there = true;

@@ -77,6 +77,9 @@ pub struct Request {
     /// Tools that were named, each time.
     offered: u64,
     known: HashSet<String>,
+    /// Whether what comes next wraps a call, in a way that not every server knows, and how deep one is that does.
+    wraps: bool,
+    wrapped: Option<usize>,
     /// How deep the text begins that all within is.
     every: Option<usize>,
     error: Option<CallError>,
@@ -108,6 +111,8 @@ impl Default for Request {
             offered: 0,
             known: HashSet::new(),
             every: None,
+            wraps: false,
+            wrapped: None,
             error: None,
             has_begun: false,
             is_form: false,
@@ -263,6 +268,10 @@ impl Request {
         if is_object && matches!(place, Node::Tools | Node::Tool) {
             self.call.shape.tuned = true;
         }
+        let is_one_of_many = self.frames.last().is_some_and(|frame| frame.node == Node::Requests);
+        if (std::mem::take(&mut self.wraps) || is_one_of_many) && node == Node::Root {
+            self.wrapped.get_or_insert(self.frames.len());
+        }
         self.frames.push(Frame { node, is_object, keys: 0, offered: self.offered, role });
         error.map_or(Ok(()), Err)
     }
@@ -289,6 +298,7 @@ impl Request {
             self.every = None;
             self.end_text(sink);
         }
+        self.wrapped = self.wrapped.filter(|depth| *depth != self.frames.len());
         match frame.node {
             Node::Message => {
                 let role = frame.role as usize;
@@ -480,6 +490,7 @@ impl Request {
         let mut error = folded.is_some().then_some(CallError::Letters);
         let Some(key) = exact.or(folded) else {
             self.next = frame.node.other(name);
+            self.wraps = self.next == Node::Root;
             if frame.node == Node::Tool && name != "cachePoint" {
                 let name = if name.is_empty() { UNNAMED } else { name }.to_owned();
                 return self.perhaps_tool(name);
@@ -492,6 +503,7 @@ impl Request {
             return Ok(());
         };
         self.next = frame.node.member(key);
+        self.wraps = false;
         self.call.is_partial |= self.next == Node::Link && matches!(key, Key::FileId | Key::FileUri);
         if self.next != Node::Skip && frame.keys & key.bit() != 0 {
             error = error.or(Some(CallError::Twice));
@@ -518,6 +530,7 @@ impl Request {
         let is_outer = self.frames.len() == 1;
         match (node, self.kind, text) {
             (Node::Model | Node::Stream | Node::Store, ..) if !is_outer => {}
+            (Node::IncludeUsage, ..) if self.wrapped.is_some() => {}
             (Node::Model, Kind::Text, text) => {
                 self.call.model = Some(name(text)?);
             }
@@ -568,6 +581,7 @@ impl Request {
     /// How many tokens an answer may have, or how many answers there may be.
     fn limit(&mut self, node: Node, most: u64) {
         match node {
+            Node::Predict | Node::Cap(_) if self.wrapped.is_some() => self.call.caps.add_within(most),
             Node::Predict => self.call.tokens_predict = self.call.tokens_predict.max(Some(most)),
             Node::Copies => self.call.caps.copies(most),
             Node::Cap(cap) => self.call.caps.add(cap, most),

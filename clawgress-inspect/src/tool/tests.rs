@@ -81,6 +81,22 @@ fn methods_of_other_agents_have_one_name() {
     }
 }
 
+/// No head makes a task of MCP one of A2A, nor hides that it is one.
+#[test]
+fn whose_a_task_is_its_id_says() {
+    let of = |method: &str, params: &str, is_a2a: bool| {
+        let text = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{method}","params":{params}}}"#);
+        one(&text, &Head { is_a2a, ..NONE }).map(|message| message.method.unwrap_or_default())
+    };
+    for is_a2a in [false, true] {
+        assert_eq!(of("tasks/cancel", r#"{"taskId":"t"}"#, is_a2a).as_deref(), Ok("tasks/cancel"));
+        assert_eq!(of("tasks/cancel", r#"{"id":"t"}"#, is_a2a).as_deref(), Ok("CancelTask"));
+        assert_eq!(of("tasks/get", r#"{"id":"t","historyLength":1}"#, is_a2a).as_deref(), Ok("GetTask"));
+        let both = of("tasks/get", r#"{"id":"t","taskId":"t"}"#, is_a2a);
+        assert!(matches!(both, Err(ToolError::Message(_))), "{both:?}");
+    }
+}
+
 /// What other methods say is asked for as the arguments of tools are.
 #[test]
 fn methods_without_arguments_of_their_own_have_their_params() {

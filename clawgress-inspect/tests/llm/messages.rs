@@ -256,11 +256,11 @@ const REQUESTS: &[Row] = &[
             "/message/role=user|/message/parts/0/kind=text|/message/parts/0/text=Write a poem.|/message/messageId=m-1|/message/taskId=t-1|/message/kind=message",
         )],
     ),
-    // The same method is one of MCP's.
+    // MCP has a method of this name, too, by another id.
     (
         "a2a_03_tasks_get",
-        MCP,
-        &[("tasks/get", "", "/id=363422be-b0f9-4692-a24d-278670e7c7f1|/historyLength=10")],
+        A2A,
+        &[("GetTask", "", "/id=363422be-b0f9-4692-a24d-278670e7c7f1|/historyLength=10")],
     ),
     ("a2a_03_tasks_resubscribe", A2A, &[("SubscribeToTask", "", "/id=t-1")]),
     (

@@ -437,6 +437,9 @@ fn answers_beside_one_another_are_told_apart() {
         assert_eq!(said(&stream, step), ["one two", "uno ", "", "", "", "", "", "xy"], "{step}");
     }
     assert_eq!(said(&events(&[both(0, 1), both(1, 0)]), usize::MAX), ["ab", "ba"]);
+    // The first word of which it is counts.
+    let twice = r#"{"choices":[{"text":"a","index":1,"index":0,"text":"b"}]}"#.to_owned();
+    assert_eq!(said(&events(&[twice]), usize::MAX), ["", "ab"]);
     // Without a number, by their places.
     let bare = r#"{"choices":[{"text":"a"},{"text":"b"}],"index":1}"#.to_owned();
     assert_eq!(said(&events(&[bare.clone(), bare]), usize::MAX), ["aa", "bb"]);

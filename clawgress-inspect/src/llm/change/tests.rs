@@ -217,8 +217,15 @@ fn a_limit_has_the_name_that_is_taken() {
     for (body, newer, older) in [
         (r#"{"model":"m"}"#, (None, Some(100)), (Some(100), None)),
         (r#"{"model":"m","max_completion_tokens":7}"#, (None, Some(7)), (Some(100), Some(7))),
-        (r#"{"model":"m","max_completion_tokens":700}"#, (None, Some(100)), (Some(100), Some(700))),
+        (r#"{"model":"m","max_completion_tokens":700}"#, (None, Some(100)), (Some(100), Some(100))),
         (r#"{"model":"m","max_tokens":700}"#, (Some(100), None), (Some(100), None)),
+        // vLLM takes the newer one first, and llama.cpp its own.
+        (
+            r#"{"model":"m","max_tokens":1,"max_completion_tokens":700}"#,
+            (Some(1), Some(100)),
+            (Some(1), Some(100)),
+        ),
+        (r#"{"model":"m","max_tokens":1,"n_predict":700}"#, (Some(1), None), (Some(1), None)),
     ] {
         assert_eq!(of(body, true), newer, "{body}");
         assert_eq!(of(body, false), older, "{body}");

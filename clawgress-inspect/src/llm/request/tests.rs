@@ -194,6 +194,14 @@ fn answers_that_may_be_many_count_each() {
         (r#"{"max_completion_tokens":1}"#, S::Messages, true, None),
         (r#"{"max_gen_len":4}"#, S::Invoke, false, Some(4)),
         (r#"{"n_predict":4}"#, S::Completions, false, Some(4)),
+        // What some take before the name that all take.
+        (r#"{"max_tokens":1,"max_completion_tokens":900}"#, S::ChatCompletions, false, Some(900)),
+        (r#"{"max_tokens":1,"n_predict":900}"#, S::ChatCompletions, false, Some(900)),
+        // Within what not everybody unwraps, it may be more, and never less.
+        (r#"{"params":{"max_tokens":1}}"#, S::ChatCompletions, true, None),
+        (r#"{"requests":[{"max_tokens":1}]}"#, S::ChatCompletions, true, None),
+        (r#"{"max_tokens":5,"params":{"max_tokens":1}}"#, S::ChatCompletions, true, Some(5)),
+        (r#"{"params":{"max_tokens":900},"max_tokens":5}"#, S::ChatCompletions, true, Some(900)),
     ] {
         assert_eq!(takes(body).tokens_max_of(surface, takes_newer), most, "{body} {surface:?}");
     }

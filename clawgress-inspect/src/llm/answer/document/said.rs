@@ -22,6 +22,8 @@ pub(super) struct Choice {
     count: usize,
     /// How much had been said in its place when it began.
     before: [usize; 2],
+    /// Whether it said which it is: the first word of it counts, or what was said would be moved for each.
+    has_told: bool,
 }
 
 // === impl Said ===
@@ -70,7 +72,7 @@ impl Said {
 impl Choice {
     /// One begins, so deep: until it says otherwise, by its place in the list.
     pub(super) fn begin(&mut self, depth: usize, said: Option<&Said>) {
-        (self.depth, self.number) = (depth, self.count);
+        (self.depth, self.number, self.has_told) = (depth, self.count, false);
         self.count += 1;
         self.before = said.map_or([0; 2], |said| said.lengths(self.number));
     }
@@ -87,7 +89,8 @@ impl Choice {
 
     /// What is so deep says which it is: what it said before it said so is of that.
     pub(super) fn is(&mut self, depth: usize, number: Option<u64>, said: Option<&mut Said>) {
-        let Some(number) = number.filter(|_| self.depth == depth) else { return };
+        let Some(number) = number.filter(|_| self.depth == depth && !self.has_told) else { return };
+        self.has_told = true;
         let number = usize::try_from(number).unwrap_or(usize::MAX).min(CHOICES_MAX - 1);
         let former = std::mem::replace(&mut self.number, number);
         let Some(said) = said.filter(|_| former != number) else { return };
