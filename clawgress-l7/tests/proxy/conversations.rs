@@ -192,7 +192,7 @@ impl Site {
 
     /// The one WebSocket that there was, once it has ended.
     pub async fn ended(&self, n: usize) -> (AuditRecord, AuditRecord) {
-        self.gateway.exchange(n).await
+        self.gateway.ended(n).await
     }
 }
 

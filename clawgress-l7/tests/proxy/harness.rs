@@ -590,14 +590,30 @@ impl Gateway {
         }
     }
 
-    /// Decision and outcome of the exchange number `n`, from 0, by the order of outcomes.
+    /// Decision and outcome of the exchange number `n`, from 0, by the order of decisions: an outcome comes whenever its exchange
+    /// has ended, which may be after the next one was refused.
     pub async fn exchange(&self, n: usize) -> (AuditRecord, AuditRecord) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let records = self.records(n + 1).await;
+            let decisions = || records.iter().filter(|r| r.kind == RecordKind::Decision);
+            let decision = decisions().nth(n).expect("a decision for each outcome");
+            assert_eq!(decisions().filter(|r| r.request == decision.request).count(), 1, "one decision each");
+            let of_it = |r: &&AuditRecord| r.kind == RecordKind::Outcome && r.request == decision.request;
+            if let Some(outcome) = records.iter().find(of_it) {
+                return (decision.clone(), outcome.clone());
+            }
+            assert!(tokio::time::Instant::now() < deadline, "no outcome of {decision:#?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Decision and outcome of the exchange that was the `n`th to end, from 0.
+    pub async fn ended(&self, n: usize) -> (AuditRecord, AuditRecord) {
         let records = self.records(n + 1).await;
         let outcome = records.iter().filter(|r| r.kind == RecordKind::Outcome).nth(n).expect("outcome");
-        let decisions: Vec<_> = records
-            .iter()
-            .filter(|r| r.kind == RecordKind::Decision && r.request == outcome.request)
-            .collect();
+        let of_it = |r: &&AuditRecord| r.kind == RecordKind::Decision && r.request == outcome.request;
+        let decisions: Vec<_> = records.iter().filter(of_it).collect();
         assert_eq!(decisions.len(), 1, "one decision each");
         (decisions[0].clone(), outcome.clone())
     }
