@@ -1,8 +1,8 @@
 //! Relays that do as little as can be done, without anything of ours: what benchmarks compare with, besides a bare Pingora. One
 //! reads TLS blindly, asked by CONNECT or as if it were the server: a leaf of its own authority for whatever name a client asks for,
 //! TLS to the upstream, and bytes are copied.
-//! Two carry bytes unread, by splice(2) and by a buffer. `bare_relays BLIND_LISTEN BLIND_UPSTREAM AUTHORITY ROOTS SPLICE_LISTEN
-//! COPY_LISTEN UPSTREAM`; its certificate is written to `AUTHORITY`.
+//! Two carry bytes unread, by splice(2) and by a buffer. `bare_relays BLIND_LISTEN CONNECT_LISTEN BLIND_UPSTREAM AUTHORITY
+//! ROOTS SPLICE_LISTEN COPY_LISTEN UPSTREAM`; its certificate is written to `AUTHORITY`.
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
@@ -82,11 +82,19 @@ impl Blind {
         Ok(config)
     }
 
-    async fn serve(&self, mut stream: tokio::net::TcpStream) -> anyhow::Result<()> {
+    /// Serves who comes to `listener`.
+    async fn listen(self: Arc<Self>, listener: tokio::net::TcpListener, is_proxy: bool) -> io::Result<()> {
+        loop {
+            let (stream, _) = listener.accept().await?;
+            let blind = Arc::clone(&self);
+            // A client that ends is no matter.
+            tokio::spawn(async move { blind.serve(stream, is_proxy).await.ok() });
+        }
+    }
+
+    async fn serve(&self, mut stream: tokio::net::TcpStream, is_proxy: bool) -> anyhow::Result<()> {
         stream.set_nodelay(true)?;
-        let mut begin = [0];
-        stream.peek(&mut begin).await?;
-        if begin == *b"C" {
+        if is_proxy {
             connected(&mut stream).await?;
         }
         let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
@@ -163,8 +171,16 @@ fn relay(listener: &TcpListener, upstream: &str, carry: Carry) {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [blind_listen, blind_upstream, authority, roots, splice_listen, copy_listen, upstream] =
-        words.try_into().ok().context("usage: see the top of this file")?;
+    let [
+        blind_listen,
+        connect_listen,
+        blind_upstream,
+        authority,
+        roots,
+        splice_listen,
+        copy_listen,
+        upstream,
+    ] = words.try_into().ok().context("usage: see the top of this file")?;
     let blind = Arc::new(Blind::new(blind_upstream, Path::new(&roots))?);
     std::fs::write(&authority, blind.authority.pem()).context("cannot write the authority")?;
     for (listen, carry) in [(splice_listen, spliced as Carry), (copy_listen, copied)] {
@@ -172,10 +188,7 @@ async fn main() -> anyhow::Result<()> {
         std::thread::spawn(move || relay(&listener, &upstream, carry));
     }
     let listener = tokio::net::TcpListener::bind(&blind_listen).await?;
-    loop {
-        let (stream, _) = listener.accept().await?;
-        let blind = Arc::clone(&blind);
-        // A client that ends is no matter.
-        tokio::spawn(async move { blind.serve(stream).await.ok() });
-    }
+    let proxied = tokio::net::TcpListener::bind(&connect_listen).await?;
+    tokio::try_join!(Arc::clone(&blind).listen(listener, false), blind.listen(proxied, true))?;
+    Ok(())
 }

@@ -18,8 +18,8 @@ pub struct Estimator {
     sum: Centi,
     /// A [`Run`].
     run: u8,
-    /// Bytes, or characters, of the run at hand.
-    length: u64,
+    /// Bytes, or characters, of the run at hand; of a long one, such a length as costs the same from there on.
+    length: u8,
     /// [`LOWER`] if the last one was a small letter.
     was_lower: u8,
 }
@@ -107,27 +107,24 @@ impl Estimator {
         let Estimator { mut sum, mut run, mut length, mut was_lower } = *self;
         for byte in bytes {
             let class = class(*byte);
-            if class & (was_lower << 1 | MARKED | REST) != 0 {
-                if class == REST {
-                    continue;
-                }
-                // One that begins a word within, or has a mark.
-                sum += if class & UPPER != 0 { WORD_WITHIN } else { ACCENT };
+            if class == REST {
+                continue;
             }
-            if class & RUN != run {
-                sum += cost(run, length);
-                (run, length) = (class & RUN, 0);
-            }
+            // Without a branch: where what an agent sends changes from words to signs and back, nobody foresees.
+            let begun = if class & RUN == run { length + 1 } else { 1 };
+            length = if begun > LENGTHS { LENGTHS - 2 } else { begun };
+            run = class & RUN;
+            // One that begins a word within, or has a mark.
+            let within = class & (was_lower << 1 | MARKED);
             was_lower = class & LOWER;
-            length += 1;
+            sum += more(run, length) + within_costs(within);
         }
         *self = Estimator { sum, run, length, was_lower };
     }
 
     /// Ends a text.
     pub fn end(&mut self) {
-        self.settle();
-        (self.run, self.was_lower) = (Run::None as u8, 0);
+        (self.run, self.length, self.was_lower) = (Run::None as u8, 0, 0);
     }
 
     /// A message.
@@ -143,41 +140,47 @@ impl Estimator {
     /// Tokens so far.
     #[must_use]
     pub fn tokens(&self) -> u64 {
-        (self.sum + cost(self.run, self.length)).div_ceil(100)
-    }
-
-    fn settle(&mut self) {
-        self.sum += cost(self.run, std::mem::take(&mut self.length));
+        self.sum.div_ceil(100)
     }
 }
 
-/// What a run of so many costs.
+/// What a capital letter inside a word costs, or a mark.
 #[inline]
-fn cost(run: u8, length: u64) -> Centi {
-    if length < COSTS_OF {
-        COSTS.get((u64::from(run) * COSTS_OF + length) as usize).copied().map_or(0, Centi::from)
-    } else {
-        cost_of_any(run, length)
-    }
+fn within_costs(bits: u8) -> Centi {
+    Centi::from(bits / UPPER & 1) * WORD_WITHIN + Centi::from(bits / MARKED) * ACCENT
 }
 
-/// Lengths whose costs are known beforehand: most runs are shorter.
-const COSTS_OF: u64 = 16;
-const COSTS: [u16; 16 * COSTS_OF as usize] = costs();
+/// What the last one of a run of so many costs.
+#[inline]
+fn more(run: u8, length: u8) -> Centi {
+    let place = usize::from(run) << LENGTH_BITS | usize::from(length);
+    MORE.get(place % MORE.len()).copied().map_or(0, Centi::from)
+}
+
+/// Lengths whose costs are told apart: from here on, each costs what the third before it did.
+const LENGTHS: u8 = 24;
+const LENGTH_BITS: u32 = 5;
+/// What the last one of a run costs, by run and length.
+const MORE: [u16; 16 << LENGTH_BITS] = costs();
 
 #[expect(clippy::indexing_slicing, reason = "evaluated when it is compiled")]
-const fn costs() -> [u16; 16 * COSTS_OF as usize] {
-    let (mut all, mut n) = ([0; 16 * COSTS_OF as usize], 0);
-    while n < all.len() as u64 {
-        #[expect(clippy::cast_possible_truncation, reason = "a few thousand")]
-        let cost = cost_of_any((n / COSTS_OF) as u8, n % COSTS_OF) as u16;
-        all[n as usize] = cost;
-        n += 1;
+const fn costs() -> [u16; 16 << LENGTH_BITS] {
+    let (mut all, mut run) = ([0; 16 << LENGTH_BITS], 0u8);
+    while run < 16 {
+        let mut length = 1;
+        while length < 1 << LENGTH_BITS {
+            #[expect(clippy::cast_possible_truncation, reason = "a few hundred")]
+            let more = (cost(run, length as u64) - cost(run, length as u64 - 1)) as u16;
+            all[(run as usize) << LENGTH_BITS | length] = more;
+            length += 1;
+        }
+        run += 1;
     }
     all
 }
 
-const fn cost_of_any(run: u8, length: u64) -> Centi {
+/// What a run of so many costs.
+const fn cost(run: u8, length: u64) -> Centi {
     const NONE: u8 = Run::None as u8;
     const WORD: u8 = Run::Word as u8;
     const DIGITS: u8 = Run::Digits as u8;
@@ -189,6 +192,7 @@ const fn cost_of_any(run: u8, length: u64) -> Centi {
     const INDIC: u8 = Run::Indic as u8;
     const WIDER: u8 = Run::Wider as u8;
     match run {
+        _ if length == 0 => 0,
         NONE => 0,
         // A common word is one token, with the blank before it; a long one is two or more.
         WORD => 100 + length.saturating_sub(6) * 14,
@@ -213,7 +217,43 @@ const fn long_run(length: u64) -> Centi {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// By runs that were told apart first: the same, for every text and wherever it is cut.
+    fn by_runs(text: &[u8]) -> u64 {
+        let (mut sum, mut lower, mut runs) = (0, 0, Vec::<(u8, u64)>::new());
+        for class in text.iter().map(|byte| class(*byte)).filter(|class| *class != REST) {
+            sum += if class & UPPER != 0 && lower != 0 { WORD_WITHIN } else { 0 };
+            sum += if class & MARKED != 0 { ACCENT } else { 0 };
+            lower = class & LOWER;
+            match runs.last_mut() {
+                Some((run, length)) if *run == class & RUN => *length += 1,
+                _ => runs.push((class & RUN, 1)),
+            }
+        }
+        (sum + runs.iter().map(|(run, length)| cost(*run, *length)).sum::<u64>()).div_ceil(100)
+    }
+
+    proptest! {
+        #[test]
+        fn each_byte_costs_what_its_run_does(
+            runs in prop::collection::vec((any::<u8>(), 1..90usize), 0..40),
+            bytes in prop::collection::vec(any::<u8>(), 0..80),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut text: Vec<u8> = runs.iter().flat_map(|(byte, times)| vec![*byte; *times]).collect();
+            text.extend(bytes);
+            let mut estimator = Estimator::bare();
+            let (before, after) = text.split_at(cut.index(text.len() + 1));
+            estimator.push(before);
+            estimator.push(after);
+            prop_assert_eq!(estimator.tokens(), by_runs(&text));
+            estimator.end();
+            prop_assert_eq!(estimator.tokens(), by_runs(&text));
+        }
+    }
 
     #[test]
     fn blanks_and_line_ends_are_not_for_nothing() {

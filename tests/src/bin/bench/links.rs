@@ -20,7 +20,11 @@ use crate::swaps::{self, Beside, Swaps};
 /// Where the bare Pingora listens: HTTP, TCP, HTTP over TLS.
 const BARE: [(Wire, u16); 3] = [(Wire::Clear, 8081), (Wire::Unread, 8444), (Wire::Read, 8445)];
 /// Where the bare relays listen.
-const RELAYS: [(Way, u16); 3] = [(Way::Blind, 8446), (Way::Spliced, 8447), (Way::Copied, 8448)];
+const RELAYS: [(Way, u16); 4] =
+    [(Way::Blind, 8446), (Way::BlindProxy, 8449), (Way::Spliced, 8447), (Way::Copied, 8448)];
+/// Ports of clients: each connection takes one for a minute, and once most of those to one server are taken, looking for another
+/// one is what takes the time.
+const PORTS: &str = "1024 65535";
 /// Below it are names without servers, of which the gateway has no certificate yet.
 const COLD: &str = "cold.allowed.test";
 /// Permits and prohibitions that the gateway decides by.
@@ -68,6 +72,10 @@ impl Links {
         let bare = bare_pingora(&plain, &shown)?;
         let blind = plain.dir().join("blind.pem");
         let relays = bare_relays(&plain, &blind)?;
+        for lab in [&site.gateway.lab, &plain] {
+            lab.within(Host::Known, || fs::write("/proc/sys/net/ipv4/ip_local_port_range", PORTS))?
+                .context("cannot give clients more ports")?;
+        }
         Ok(Links { site, plain, bare, shown, relays, blind, authority })
     }
 
@@ -212,13 +220,13 @@ impl Links {
 
     /// By a bare relay.
     fn relayed(&self, way: Way, wire: Wire) -> anyhow::Result<Leg<'_>> {
-        let of = if way == Way::BlindProxy { Way::Blind } else { way };
-        let port = RELAYS.into_iter().find(|relay| relay.0 == of).context("no such relay")?.1;
-        let ca = if of == Way::Blind { self.blind.clone() } else { self.plain.ca() };
+        let port = RELAYS.into_iter().find(|relay| relay.0 == way).context("no such relay")?.1;
+        let is_blind = matches!(way, Way::Blind | Way::BlindProxy);
+        let ca = if is_blind { self.blind.clone() } else { self.plain.ca() };
         let relay = SocketAddr::new(GATEWAY.v4.into(), port);
         let target = Target::plain(relay, wire.host(), &ca);
         let credential = || client::basic(ASSISTANT, &self.site.assistant_key);
-        let target = if way == of { target } else { target.through(relay, credential()) };
+        let target = if way == Way::BlindProxy { target.through(relay, credential()) } else { target };
         Ok((way, &self.plain, Host::Known, target))
     }
 
@@ -338,12 +346,13 @@ fn bare_pingora(lab: &Lab, shown: &Path) -> anyhow::Result<Daemon> {
 /// Starts them; the certificate of the blind one's authority goes to `blind`.
 fn bare_relays(lab: &Lab, blind: &Path) -> anyhow::Result<Daemon> {
     let at = |(_, port)| format!("{}:{port}", GATEWAY.v4);
-    let [reads, splices, copies] = RELAYS.map(at);
+    let [reads, proxied, splices, copies] = RELAYS.map(at);
     let server = |wire: Wire| upstream(wire).map(|ip| format!("{ip}:{}", wire.port()));
     let path = |path: &Path| path.display().to_string();
     let words = [
         example("bare_relays")?,
         reads,
+        proxied,
         server(Wire::Read)?,
         path(blind),
         path(&lab.ca()),
