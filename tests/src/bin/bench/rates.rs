@@ -15,7 +15,7 @@ pub const REQUESTS: usize = 250;
 /// Connections that each of as many clients opens in a round, one after the other.
 pub const HANDSHAKES: usize = 40;
 /// Bytes of the large transfer.
-pub const TRANSFER_BYTES: usize = 64 << 20;
+pub const TRANSFER_BYTES: usize = 256 << 20;
 /// Interleaved rounds.
 pub const ROUNDS: usize = 9;
 
