@@ -16,12 +16,8 @@ const REQUEST: Centi = 300;
 #[derive(Clone, Debug)]
 pub struct Estimator {
     sum: Centi,
-    /// A [`Run`].
-    run: u8,
-    /// Bytes, or characters, of the run at hand; of a long one, such a length as costs the same from there on.
-    length: u8,
-    /// [`LOWER`] if the last one was a small letter.
-    was_lower: u8,
+    /// Where it stands among [`STEPS`]: which run is at hand, how long it is, and whether its last one was a small letter.
+    state: u16,
 }
 
 /// Bytes of one kind that follow one another.
@@ -48,13 +44,13 @@ enum Run {
     Widest,
 }
 
-/// What a byte is besides its [`Run`], which is in the lower bits: a small letter, a capital one, the first byte of a letter with a
-/// mark, and one that goes on with a character.
-const LOWER: u8 = 0x10;
-const UPPER: u8 = 0x20;
-const MARKED: u8 = 0x40;
-const REST: u8 = 0x80;
-const RUN: u8 = 0x0f;
+/// What a byte is: where nothing else is said, it is of the [`Run`] of this number.
+const UPPER: u8 = 12;
+/// The first byte of a letter with a mark.
+const MARKED: u8 = 13;
+/// One that goes on with a character.
+const REST: u8 = 14;
+const KINDS: usize = 16;
 
 const CLASSES: [u8; 256] = classes();
 
@@ -64,9 +60,9 @@ const fn classes() -> [u8; 256] {
     let mut byte = 0;
     while byte < 256 {
         all[byte] = match byte as u8 {
-            b'a'..=b'z' => Run::Word as u8 | LOWER,
-            b'A'..=b'Z' => Run::Word as u8 | UPPER,
-            0xc3..=0xc5 => Run::Word as u8 | MARKED,
+            b'a'..=b'z' => Run::Word as u8,
+            b'A'..=b'Z' => UPPER,
+            0xc3..=0xc5 => MARKED,
             b'0'..=b'9' => Run::Digits as u8,
             b' ' | b'\t' => Run::Blanks as u8,
             b'\n' | b'\r' => Run::Lines as u8,
@@ -83,15 +79,11 @@ const fn classes() -> [u8; 256] {
     all
 }
 
-fn class(byte: u8) -> u8 {
-    CLASSES.get(usize::from(byte)).copied().unwrap_or_default()
-}
-
 // === impl Estimator ===
 
 impl Default for Estimator {
     fn default() -> Self {
-        Estimator { sum: REQUEST, run: Run::None as u8, length: 0, was_lower: 0 }
+        Estimator { sum: REQUEST, state: 0 }
     }
 }
 
@@ -99,32 +91,28 @@ impl Estimator {
     /// An estimate of texts alone, that are not of a request.
     #[must_use]
     pub fn bare() -> Estimator {
-        Estimator { sum: 0, run: Run::None as u8, length: 0, was_lower: 0 }
+        Estimator { sum: 0, state: 0 }
     }
 
     /// Some of a text, in any pieces.
     pub fn push(&mut self, bytes: &[u8]) {
-        let Estimator { mut sum, mut run, mut length, mut was_lower } = *self;
-        for byte in bytes {
-            let class = class(*byte);
-            if class == REST {
-                continue;
-            }
-            // Without a branch: where what an agent sends changes from words to signs and back, nobody foresees.
-            let begun = if class & RUN == run { length + 1 } else { 1 };
-            length = if begun > LENGTHS { LENGTHS - 2 } else { begun };
-            run = class & RUN;
-            // One that begins a word within, or has a mark.
-            let within = class & (was_lower << 1 | MARKED);
-            was_lower = class & LOWER;
-            sum += more(run, length) + within_costs(within);
+        let (first, second) = halves(bytes);
+        let (mut one, mut other) = ((self.state, self.sum), (0, 0));
+        // Each step waits for the one before it, but not for those of the other half.
+        for (a, b) in first.iter().zip(second) {
+            one = on(one, *a);
+            other = on(other, *b);
         }
-        *self = Estimator { sum, run, length, was_lower };
+        let both = first.len().min(second.len());
+        one = first.iter().skip(both).fold(one, |at, byte| on(at, *byte));
+        other = second.iter().skip(both).fold(other, |at, byte| on(at, *byte));
+        let state = if second.is_empty() { one.0 } else { other.0 };
+        *self = Estimator { sum: one.1 + other.1, state };
     }
 
     /// Ends a text.
     pub fn end(&mut self) {
-        (self.run, self.length, self.was_lower) = (Run::None as u8, 0, 0);
+        self.state = 0;
     }
 
     /// A message.
@@ -144,35 +132,124 @@ impl Estimator {
     }
 }
 
-/// What a capital letter inside a word costs, or a mark.
+/// What a byte is.
 #[inline]
-fn within_costs(bits: u8) -> Centi {
-    Centi::from(bits / UPPER & 1) * WORD_WITHIN + Centi::from(bits / MARKED) * ACCENT
+fn class(byte: u8) -> u8 {
+    CLASSES.get(usize::from(byte)).copied().unwrap_or_default()
 }
 
-/// What the last one of a run of so many costs.
+/// One byte on. Without a branch: where what an agent sends changes from words to signs and back, nobody foresees.
 #[inline]
-fn more(run: u8, length: u8) -> Centi {
-    let place = usize::from(run) << LENGTH_BITS | usize::from(length);
-    MORE.get(place % MORE.len()).copied().map_or(0, Centi::from)
+fn on((state, sum): (u16, Centi), byte: u8) -> (u16, Centi) {
+    let place = usize::from(state | u16::from(class(byte))) % STEPS.len();
+    let step = STEPS.get(place).copied().unwrap_or_default();
+    ((step & 0xffff) as u16, sum + Centi::from(step >> 16))
 }
 
-/// Lengths whose costs are told apart: from here on, each costs what the third before it did.
-const LENGTHS: u8 = 24;
-const LENGTH_BITS: u32 = 5;
-/// What the last one of a run costs, by run and length.
-const MORE: [u16; 16 << LENGTH_BITS] = costs();
+/// Bytes from which on a text is worth two halves, and among which a place to part them is looked for.
+const PARTED: usize = 64;
+
+/// Two halves that cost as much as both together: the second begins with what is no letter and of another kind than what is before.
+fn halves(bytes: &[u8]) -> (&[u8], &[u8]) {
+    let middle = bytes.len() / 2;
+    let is_new = |pair: &[u8]| match *pair {
+        [before, byte] => {
+            let (before, is) = (class(before), class(byte));
+            before != REST && before != is && is > Run::Word as u8 && is < UPPER
+        }
+        _ => false,
+    };
+    let found = match bytes.get(middle..middle + PARTED) {
+        Some(near) if bytes.len() >= 4 * PARTED => near.windows(2).position(is_new),
+        _ => None,
+    };
+    bytes.split_at(found.map_or(bytes.len(), |n| middle + n + 1))
+}
+
+/// The run of each number.
+const RUNS: [Run; 11] = [
+    Run::None,
+    Run::Word,
+    Run::Digits,
+    Run::Blanks,
+    Run::Lines,
+    Run::Signs,
+    Run::Cyrillic,
+    Run::Wide,
+    Run::Indic,
+    Run::Wider,
+    Run::Widest,
+];
+/// Where a text stands: this long a run, of words one where the last was a small letter, and one where it was not.
+const STATES: usize = 64;
+/// For each state and what comes then, in the upper half what it costs, and in the lower one where it stands from there on, as the
+/// place of its first.
+const STEPS: [u32; STATES * KINDS] = steps();
+
+/// Lengths that are told apart: the last one costs what the one behind it does, or the first of its run where they take turns.
+const fn lengths(run: Run) -> u64 {
+    match run {
+        Run::None => 1,
+        Run::Word => 7,
+        Run::Digits => 3,
+        Run::Blanks | Run::Lines => 17,
+        _ => 2,
+    }
+}
+
+/// The state of such a run.
+#[expect(clippy::indexing_slicing, reason = "evaluated when it is compiled")]
+const fn state(run: Run, length: u64, is_lower: bool) -> usize {
+    let (mut first, mut n) = (0, 0);
+    while n < run as usize {
+        first += lengths(RUNS[n]) * if n == Run::Word as usize { 2 } else { 1 };
+        n += 1;
+    }
+    let lower = if is_lower { lengths(run) } else { 0 };
+    (first + lower + if length == 0 { 0 } else { length - 1 }) as usize
+}
+
+/// The step from one state, with one kind of byte.
+#[expect(clippy::indexing_slicing, reason = "evaluated when it is compiled")]
+const fn step(run: Run, length: u64, is_lower: bool, class: u8) -> u32 {
+    if class == REST {
+        return (state(run, length, is_lower) * KINDS) as u32;
+    }
+    let to = if class == UPPER || class == MARKED { Run::Word } else { RUNS[class as usize] };
+    let before = if to as u8 == run as u8 { length } else { 0 };
+    let mut more = cost(to as u8, before + 1) - cost(to as u8, before);
+    if class == UPPER && is_lower {
+        more += WORD_WITHIN;
+    }
+    if class == MARKED {
+        more += ACCENT;
+    }
+    let length = match before + 1 {
+        length if length <= lengths(to) => length,
+        _ if to as u8 == Run::Digits as u8 => 1,
+        _ => lengths(to),
+    };
+    let next = state(to, length, class == Run::Word as u8);
+    (more as u32) << 16 | (next * KINDS) as u32
+}
 
 #[expect(clippy::indexing_slicing, reason = "evaluated when it is compiled")]
-const fn costs() -> [u16; 16 << LENGTH_BITS] {
-    let (mut all, mut run) = ([0; 16 << LENGTH_BITS], 0u8);
-    while run < 16 {
-        let mut length = 1;
-        while length < 1 << LENGTH_BITS {
-            #[expect(clippy::cast_possible_truncation, reason = "a few hundred")]
-            let more = (cost(run, length as u64) - cost(run, length as u64 - 1)) as u16;
-            all[(run as usize) << LENGTH_BITS | length] = more;
-            length += 1;
+const fn steps() -> [u32; STATES * KINDS] {
+    let (mut all, mut run) = ([0; STATES * KINDS], 0);
+    while run < RUNS.len() {
+        let mut turn = 0;
+        let turns = lengths(RUNS[run]) * if run == Run::Word as usize { 2 } else { 1 };
+        while turn < turns {
+            let (length, is_lower) = (turn % lengths(RUNS[run]) + 1, turn >= lengths(RUNS[run]));
+            let mut class = 1;
+            while class <= REST {
+                let place = state(RUNS[run], length, is_lower) * KINDS + class as usize;
+                if class as usize != RUNS.len() {
+                    all[place] = step(RUNS[run], length, is_lower, class);
+                }
+                class += 1;
+            }
+            turn += 1;
         }
         run += 1;
     }
@@ -223,14 +300,15 @@ mod tests {
 
     /// By runs that were told apart first: the same, for every text and wherever it is cut.
     fn by_runs(text: &[u8]) -> u64 {
-        let (mut sum, mut lower, mut runs) = (0, 0, Vec::<(u8, u64)>::new());
+        let (mut sum, mut before, mut runs) = (0, 0, Vec::<(u8, u64)>::new());
         for class in text.iter().map(|byte| class(*byte)).filter(|class| *class != REST) {
-            sum += if class & UPPER != 0 && lower != 0 { WORD_WITHIN } else { 0 };
-            sum += if class & MARKED != 0 { ACCENT } else { 0 };
-            lower = class & LOWER;
+            let run = if [UPPER, MARKED].contains(&class) { Run::Word as u8 } else { class };
+            sum += if class == UPPER && before == Run::Word as u8 { WORD_WITHIN } else { 0 };
+            sum += if class == MARKED { ACCENT } else { 0 };
+            before = class;
             match runs.last_mut() {
-                Some((run, length)) if *run == class & RUN => *length += 1,
-                _ => runs.push((class & RUN, 1)),
+                Some((last, length)) if *last == run => *length += 1,
+                _ => runs.push((run, 1)),
             }
         }
         (sum + runs.iter().map(|(run, length)| cost(*run, *length)).sum::<u64>()).div_ceil(100)
