@@ -593,11 +593,12 @@ impl Gateway {
     /// Decision and outcome of the exchange number `n`, from 0, by the order of decisions: an outcome comes whenever its exchange
     /// has ended, which may be after the next one was refused.
     pub async fn exchange(&self, n: usize) -> (AuditRecord, AuditRecord) {
+        self.decisions(n + 1).await;
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
-            let records = self.records(n + 1).await;
+            let records = self.control.records();
             let decisions = || records.iter().filter(|r| r.kind == RecordKind::Decision);
-            let decision = decisions().nth(n).expect("a decision for each outcome");
+            let decision = decisions().nth(n).expect("they stay");
             assert_eq!(decisions().filter(|r| r.request == decision.request).count(), 1, "one decision each");
             let of_it = |r: &&AuditRecord| r.kind == RecordKind::Outcome && r.request == decision.request;
             if let Some(outcome) = records.iter().find(of_it) {
