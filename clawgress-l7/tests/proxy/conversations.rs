@@ -212,6 +212,16 @@ pub async fn take<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>, byt
 
 /// The status and the reason of the close that comes next.
 pub async fn close<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>) -> (u16, String) {
+    let (closed, before) = close_after(client).await;
+    assert!(before.is_empty(), "it goes on: {before:?}");
+    closed
+}
+
+/// The same, and what the server said before it.
+pub async fn close_after<S: AsyncRead + AsyncWrite + Unpin>(
+    client: &mut Client<S>,
+) -> ((u16, String), Vec<Message>) {
+    let mut before = Vec::new();
     let mut reader = Reader::new(Sender::Server, 10 << 20);
     loop {
         let held = std::mem::take(&mut client.held);
@@ -220,8 +230,8 @@ pub async fn close<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>) ->
             let (taken, message) = reader.read(left).expect("frames");
             left = &left[taken..];
             match message {
-                Some(Message::Close { code, reason }) => return (code.expect("a code"), reason),
-                Some(other) => panic!("it goes on: {other:?}"),
+                Some(Message::Close { code, reason }) => return ((code.expect("a code"), reason), before),
+                Some(other) => before.push(other),
                 None => {}
             }
         }
