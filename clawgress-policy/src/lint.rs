@@ -32,6 +32,7 @@ mod tests;
 pub use accepted::{ACCEPTED_MAX, Acceptance, Accepted, AcceptedError};
 use covered::Forbids;
 use formula::Reading;
+pub use names::FORMER_METHODS;
 pub use reading::ReadTls;
 use search::Search;
 
@@ -64,6 +65,8 @@ pub enum Lint {
     NotEnforced,
     /// It names a principal that is not registered.
     UnknownPrincipal,
+    /// It names a method as nothing asks about it any more.
+    FormerName,
     /// An opaque permit lets pass unread what it is about.
     Moot,
     /// What it is about is never read.
@@ -320,6 +323,7 @@ impl Linter<'_> {
         self.never_read(&alive, &search);
         self.none_permits(&alive);
         self.principals(&alive);
+        self.former_names(&alive);
         if search.gave_up() {
             self.findings.push(Finding {
                 severity: Certainty::Warning,

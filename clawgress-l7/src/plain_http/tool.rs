@@ -557,6 +557,18 @@ impl Mismatch {
 mod tests {
     use super::*;
 
+    /// What lint says that methods are asked about as is what they are asked about as.
+    #[test]
+    fn former_names_of_methods_are_those_that_lint_tells() {
+        for (former, now) in clawgress_policy::lint::FORMER_METHODS {
+            let body = format!(r#"{{"jsonrpc":"2.0","id":1,"method":"{former}","params":{{}}}}"#);
+            let messages = tool::read(body.as_bytes(), &tool::Head::default()).expect("messages");
+            let told =
+                messages.first().map(|message| (message.method.as_deref(), message.sent_as.as_deref()));
+            assert_eq!(told, Some((Some(now), Some(former))));
+        }
+    }
+
     /// Requests are asked about by the normal form of their path: a server that is named in another is the same one.
     #[test]
     fn servers_are_known_by_the_normal_form_of_their_path() {

@@ -110,12 +110,13 @@ impl fmt::Display for Accepted {
 
 impl Lint {
     /// Every one.
-    pub const ALL: [Lint; 10] = [
+    pub const ALL: [Lint; 11] = [
         Lint::Invalid,
         Lint::NeverMatches,
         Lint::CoveredByForbid,
         Lint::NotEnforced,
         Lint::UnknownPrincipal,
+        Lint::FormerName,
         Lint::Moot,
         Lint::NeverRead,
         Lint::PlatformDenies,
@@ -132,6 +133,7 @@ impl Lint {
             Lint::CoveredByForbid => "covered-by-forbid",
             Lint::NotEnforced => "not-enforced",
             Lint::UnknownPrincipal => "unknown-principal",
+            Lint::FormerName => "former-name",
             Lint::Moot => "moot",
             Lint::NeverRead => "never-read",
             Lint::PlatformDenies => "platform-denies",

@@ -242,6 +242,18 @@ fn unknown_principals_are_suspected_where_agents_are_known() {
 }
 
 #[test]
+fn former_names_of_methods_are_told() {
+    let text = r#"@id("llm") permit (principal, action == Action::"llm", resource) when { context.llm.end_user == "message/send" };
+@id("tool") permit (principal, action == Action::"tool", resource)
+when { ["SendMessage", "message/stream"].contains(context.tool.method) || context.tool.method == "tasks/get" };
+@id("no") forbid (principal, action == Action::"tool", resource) when { context.tool.method == "message/send" };"#;
+    let found = lint(text, &Configuration::default());
+    let told: Vec<_> = found.iter().map(|f| (f.lint, f.line.unwrap(), f.column.unwrap())).collect();
+    assert_eq!(told, [(Lint::FormerName, 3, 24), (Lint::FormerName, 4, 96)], "{found:?}");
+    assert!(found[0].severity == Certainty::Warning && found[0].remedy.contains("SendStreamingMessage"));
+}
+
+#[test]
 fn content_that_passes_unread_is_told() {
     let rules = r#"
         @id("no-admin") forbid (principal, action == Action::"http", resource) when { context.path like "/admin*" };
