@@ -312,6 +312,20 @@ fn what_is_spoken_is_a_text_and_its_sound_is_none() {
         let [said, asked] = reader.take_texts();
         assert_eq!((String::from_utf8(said).unwrap().as_str(), asked.len()), (want, 0), "{body}");
     }
+    // Sound is no text that tokens are estimated of; what is said with it is.
+    let event =
+        |kind: &str| format!("data: {{\"type\":\"{kind}.delta\",\"delta\":\"{}\"}}\n\n", "SGVs ".repeat(400));
+    for (kind, least, most) in [
+        ("response.audio", 0, 3),
+        ("response.output_audio", 0, 3),
+        ("response.audio.transcript", 400, 4000),
+        ("response.output_text", 400, 4000),
+    ] {
+        let mut reader = Reader::new(Format::EventStream);
+        reader.push(event(kind).as_bytes());
+        let estimated = reader.cut().output_estimated;
+        assert!((least..=most).contains(&estimated), "{kind}: {estimated}");
+    }
     // A spoken answer that breaks off costs something.
     let mut reader = Reader::new(Format::EventStream);
     reader.push(b"data: {\"choices\":[{\"delta\":{\"audio\":{\"transcript\":\"one two three four\"}}}]}\n\n");
