@@ -21,7 +21,6 @@ use aws_lc_rs::hmac;
 use clawgress_api::clock::SystemClock;
 use clawgress_api::config::Config;
 use clawgress_api::proto::keys_server::{Keys, KeysServer};
-use clawgress_api::proto::leaves_server::LeavesServer;
 use clawgress_api::proto::sealer_server::SealerServer;
 use clawgress_api::proto::signer_server::SignerServer;
 use clawgress_api::proto::vault_server::VaultServer;
@@ -78,9 +77,8 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
     let keys_socket = open(&config.keys_socket())?;
     let leaves = match &authority {
         Some(authority) => {
-            let service = LeavesServer::new(leaves::Service(Arc::clone(authority)));
-            let service = service.max_decoding_message_size(leaves::REQUEST_BYTES_MAX);
-            Some((open(&config.leaves_socket())?, Access::new(&config, Socket::Leaves)?, service))
+            let access = Access::new(&config, Socket::Leaves)?;
+            Some((open(&config.leaves_socket())?, access, Arc::clone(authority)))
         }
         None => None,
     };
@@ -92,12 +90,10 @@ pub async fn run(config: Arc<Config>, stop: CancellationToken) -> Result<()> {
     let leaves_end = stop.clone();
     let leaves = async move {
         match leaves {
-            Some((socket, access, service)) => grpc(socket, access, service, leaves_end).await,
-            None => {
-                leaves_end.cancelled().await;
-                Ok(())
-            }
+            Some((socket, access, authority)) => leaves::serve(socket, access, authority, leaves_end).await,
+            None => leaves_end.cancelled().await,
         }
+        anyhow::Ok(())
     };
     notify::ready("keys");
     tokio::try_join!(

@@ -7,6 +7,7 @@ pub mod config;
 mod document;
 pub mod handover;
 mod interception;
+pub mod leaves;
 pub mod notify;
 mod provider_key;
 mod record;

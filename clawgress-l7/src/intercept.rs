@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clawgress_api::config::{Config, Intercept};
-use clawgress_api::socket::{self, Server, Servers};
+use clawgress_api::leaves::Client;
+use clawgress_api::socket::{Server, Servers};
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::{Host, Need, Operation};
 use pingora_core::protocols::tls::CaType;
@@ -103,7 +104,7 @@ impl Interception {
         let Some(intercept) = &config.intercept else { return Ok(None) };
         let roots = Roots(roots::load(&intercept.roots).context("`roots` in [intercept] can't be used")?);
         let servers = Servers::new(&config.access, Server::Keys)?;
-        let leaves = Leaves::new(socket::channel_to(&config.leaves_socket(), servers));
+        let leaves = Leaves::new(Client::new(&config.leaves_socket(), servers))?;
         Ok(Some(Interception { config: intercept.clone(), leaves, spoken: Spoken::default(), roots }))
     }
 

@@ -27,7 +27,7 @@ use rcgen::{
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{
     AlgorithmIdentifier, CertificateDer, InvalidSignature, PrivateKeyDer, ServerName,
-    SignatureVerificationAlgorithm, UnixTime,
+    SignatureVerificationAlgorithm, TrustAnchor, UnixTime,
 };
 use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::certificate::X509Certificate;
@@ -67,6 +67,10 @@ type Algorithms<'a> = &'a [&'a dyn SignatureVerificationAlgorithm];
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     chain: Vec<CertificateDer<'static>>,
+    /// The last of the chain, as clients have it.
+    anchor: TrustAnchor<'static>,
+    /// What of the chain is sent with a leaf.
+    sent: Vec<CertificateDer<'static>>,
     is_own: bool,
     not_before_s: i64,
     not_after_s: i64,
@@ -130,8 +134,11 @@ pub enum MintError {
 #[derive(Debug)]
 struct Granted(&'static dyn SignatureVerificationAlgorithm);
 
-static GRANTED: LazyLock<Vec<Granted>> =
-    LazyLock::new(|| webpki::ALL_VERIFICATION_ALGS.iter().copied().map(Granted).collect());
+static GRANTED: LazyLock<Vec<&'static dyn SignatureVerificationAlgorithm>> = LazyLock::new(|| {
+    static ALL: LazyLock<Vec<Granted>> =
+        LazyLock::new(|| webpki::ALL_VERIFICATION_ALGS.iter().copied().map(Granted).collect());
+    ALL.iter().map(|granted| granted as _).collect()
+});
 
 /// A public key as `rcgen` takes it.
 struct Point<'a>(&'a [u8]);
@@ -202,9 +209,16 @@ impl Authority {
             (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
         let issuer = Issuer::from_ca_cert_der(first, key)
             .map_err(|e| refused(format!("its first certificate can't be signed by: {e}")))?;
+        let top = chain.last().unwrap_or(first);
+        let anchor = anchor_from_trusted_cert(top)
+            .map_err(|e| refused(format!("its last certificate can't be trusted: {e}")))?
+            .to_owned();
+        // The root is the client's to have (RFC 8446 section 4.4.2).
+        let sent = chain.iter().filter(|certificate| !is_root(certificate)).cloned().collect();
         let is_own = intercept.certificate.is_none();
         let intercept = intercept.clone();
-        let authority = Authority { issuer, chain, is_own, not_before_s, not_after_s, intercept, clock };
+        let authority =
+            Authority { issuer, chain, anchor, sent, is_own, not_before_s, not_after_s, intercept, clock };
         authority.try_out().map_err(|why| AuthorityError::File { path: place.clone(), why })?;
         if not_after_s - now_s < ENDS_SOON_S {
             let days = (not_after_s - now_s) / 86_400;
@@ -235,8 +249,7 @@ impl Authority {
         if self.intercept.excludes(host) {
             return Err(MintError::Excluded);
         }
-        let granted: Vec<_> = GRANTED.iter().map(|g| g as &dyn SignatureVerificationAlgorithm).collect();
-        self.sign(&parsed, point, &granted)
+        self.sign(&parsed, point, &GRANTED)
     }
 
     fn sign(&self, host: &Host, point: &[u8], algorithms: Algorithms<'_>) -> Result<Leaf, MintError> {
@@ -262,11 +275,9 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(serial().map_err(|e| MintError::Unsound(e.to_string()))?);
         valid(&mut params, from_s, until_s);
-        let leaf = params.signed_by(&Point(point), &self.issuer).map_err(unsound)?.der().clone();
+        let leaf = CertificateDer::from(params.signed_by(&Point(point), &self.issuer).map_err(unsound)?);
         self.verify(&leaf, host, now_s, algorithms)?;
-        let mut chain = vec![leaf];
-        // The root is the client's to have (RFC 8446 section 4.4.2).
-        chain.extend(self.chain.iter().filter(|certificate| !is_root(certificate)).cloned());
+        let chain = [leaf].into_iter().chain(self.sent.iter().cloned()).collect();
         Ok(Leaf { chain, not_after_s: until_s })
     }
 
@@ -282,12 +293,11 @@ impl Authority {
             webpki::Error::NameConstraintViolation => MintError::Constrained,
             other => MintError::Unsound(other.to_string()),
         };
-        let (top, between) = self.chain.split_last().ok_or(MintError::Ended)?;
-        let anchor = anchor_from_trusted_cert(top).map_err(unsound)?;
+        let (_, between) = self.chain.split_last().ok_or(MintError::Ended)?;
         let end = EndEntityCert::try_from(leaf).map_err(unsound)?;
         let time = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now_s).unwrap_or(0)));
-        let anchors = [anchor];
-        end.verify_for_usage(algorithms, &anchors, between, time, KeyUsage::server_auth(), None, None)
+        let anchors = std::slice::from_ref(&self.anchor);
+        end.verify_for_usage(algorithms, anchors, between, time, KeyUsage::server_auth(), None, None)
             .map_err(unsound)?;
         let name = host.to_string();
         let name = ServerName::try_from(name.as_str()).map_err(|_| MintError::Host)?;

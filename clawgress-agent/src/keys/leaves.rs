@@ -2,33 +2,48 @@
 
 use std::sync::Arc;
 
-use clawgress_api::proto::leaves_server::Leaves;
+use clawgress_api::leaves;
 use clawgress_api::proto::{MintRequest, MintResponse};
-use tonic::{Request, Response, Status};
+use tokio::net::UnixListener;
+use tokio_stream::StreamExt as _;
+use tokio_util::sync::CancellationToken;
 
-use super::authority::{Authority, MintError};
+use super::authority::Authority;
+use crate::peer::{Access, incoming};
 
-/// Largest request on the wire: a host's name, a point, and their envelope.
-pub const REQUEST_BYTES_MAX: usize = 1024;
-
-/// The service.
-#[derive(Clone, Debug)]
-pub struct Service(pub Arc<Authority>);
-
-#[tonic::async_trait]
-impl Leaves for Service {
-    async fn mint(&self, request: Request<MintRequest>) -> Result<Response<MintResponse>, Status> {
-        let MintRequest { host, public_key } = request.into_inner();
-        let leaf = self.0.mint(&host, &public_key).map_err(|error| match error {
-            MintError::Host | MintError::Key => Status::invalid_argument(error.to_string()),
-            MintError::Excluded | MintError::Constrained | MintError::Ended => {
-                Status::failed_precondition(error.to_string())
+/// Answers peers that `access` lets in, until `stop`.
+pub async fn serve(
+    listener: UnixListener,
+    access: Access,
+    authority: Arc<Authority>,
+    stop: CancellationToken,
+) {
+    // As many at once as are let in.
+    let mut connections = incoming(listener, access, stop.clone());
+    while let Some(Ok(connection)) = connections.next().await {
+        let (authority, stop) = (Arc::clone(&authority), stop.clone());
+        tokio::spawn(async move {
+            let answer = |request| answer(&authority, request);
+            tokio::select! {
+                biased;
+                served = leaves::serve(connection, answer) => if let Err(error) = served {
+                    tracing::warn!(%error, "ended a connection of who asks for certificates");
+                },
+                () = stop.cancelled() => {}
             }
-            MintError::Unsound(_) => Status::internal(error.to_string()),
-        })?;
-        // The one trace of it outside L7.
-        tracing::info!(host, until = leaf.not_after_s, "signed a certificate for a host that is read");
-        let chain = leaf.chain.iter().map(|certificate| certificate.to_vec()).collect();
-        Ok(Response::new(MintResponse { chain, not_after_s: leaf.not_after_s }))
+        });
+    }
+}
+
+fn answer(authority: &Authority, request: MintRequest) -> MintResponse {
+    let MintRequest { host, public_key } = request;
+    match authority.mint(&host, &public_key) {
+        Ok(leaf) => {
+            // The one trace of it outside L7.
+            tracing::info!(host, until = leaf.not_after_s, "signed a certificate for a host that is read");
+            let chain = leaf.chain.iter().map(|certificate| certificate.to_vec()).collect();
+            MintResponse { chain, not_after_s: leaf.not_after_s, refused: String::new() }
+        }
+        Err(error) => MintResponse { refused: error.to_string(), ..MintResponse::default() },
     }
 }

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use clawgress_api::leaves::Client;
 use clawgress_api::proto::keys_client::KeysClient;
-use clawgress_api::proto::leaves_client::LeavesClient;
 use clawgress_api::proto::{Empty, MacApiKeyRequest, MintRequest, Name, NewRun};
+use clawgress_api::socket::{Server, Servers};
 use clawgress_api::{
     ApiKeyInfo, ApiKeyRotation, ApiKeyState, AuditQuery, AuditRecord, CreatedAgent, CreatedApiKey, NewAgent,
     NewApiKey, RecordKind, RunSession, socket,
@@ -297,16 +298,19 @@ async fn certificates_for_hosts_are_signed_only_where_tls_is_read() {
     node.start_keys().await;
     let known = keys(&node).describe_authority(Empty {}).await.expect("told").into_inner();
     assert!(known.is_own && known.chain.len() == 1);
-    let mut leaves = LeavesClient::new(socket::channel(&node.config.leaves_socket()).expect("channel"));
+    let servers = Servers::new(&node.config.access, Server::Keys).expect("users");
+    let leaves = Client::new(&node.config.leaves_socket(), servers);
     let key = rcgen::KeyPair::generate().expect("key");
     let wanted = |host: &str| MintRequest { host: host.into(), public_key: key.public_key_raw().to_vec() };
-    let leaf = leaves.mint(wanted("a.test")).await.expect("signed").into_inner();
-    assert_eq!(leaf.chain.len(), 1);
-    let refused = leaves.mint(wanted("pinned.test")).await.expect_err("excluded");
-    assert_eq!(refused.code(), Code::FailedPrecondition);
-    assert_eq!(leaves.mint(wanted("A.test")).await.expect_err("spelling").code(), Code::InvalidArgument);
+    let leaf = leaves.mint(&wanted("a.test")).await.expect("signed");
+    assert_eq!((leaf.chain.len(), &*leaf.refused), (1, ""));
+    for (host, why) in [("pinned.test", "excluded"), ("A.test", "canonical form")] {
+        let refused = leaves.mint(&wanted(host)).await.expect("answered");
+        assert!(refused.refused.contains(why) && refused.chain.is_empty(), "{refused:?}");
+    }
     node.stop_keys().await;
     node.start_keys().await;
+    leaves.mint(&wanted("a.test")).await.expect("signed, by a new connection");
     let again = keys(&node).describe_authority(Empty {}).await.expect("told").into_inner();
     assert_eq!(again, known, "it is the same after a restart");
 }

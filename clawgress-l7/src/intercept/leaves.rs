@@ -5,17 +5,16 @@ use std::sync::Arc;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+use clawgress_api::leaves::Client;
 use clawgress_api::proto::MintRequest;
-use clawgress_api::proto::leaves_client::LeavesClient;
 use clawgress_ebpf_common::DropReason;
 use clawgress_policy::Host;
 use parking_lot::Mutex;
 use rustls::pki_types::CertificateDer;
-use rustls::server::NoServerSessionStorage;
+use rustls::server::{NoServerSessionStorage, ResolvesServerCertUsingSni};
 use rustls::sign::{CertifiedKey, Signer, SigningKey, SingleCertAndKey};
 use rustls::{ServerConfig, SignatureAlgorithm, SignatureScheme};
 use tokio::time::timeout;
-use tonic::transport::Channel;
 
 use crate::shared::{Shared, Turns};
 use crate::{limit, tls};
@@ -23,7 +22,9 @@ use crate::{limit, tls};
 /// The client of the keys role, and what it got from it.
 #[derive(Debug)]
 pub struct Leaves {
-    client: LeavesClient<Channel>,
+    client: Client,
+    /// What all of them have in common: a certificate is none of it.
+    common: ServerConfig,
     /// Of each agent, a share.
     calls: Turns,
     cache: Mutex<Cache>,
@@ -45,14 +46,17 @@ struct Key(Arc<EcdsaKeyPair>);
 // === impl Leaves ===
 
 impl Leaves {
-    /// A client over `channel`.
-    #[must_use]
-    pub fn new(channel: Channel) -> Self {
-        Leaves {
-            client: LeavesClient::new(channel),
+    /// What `client` answers.
+    ///
+    /// # Errors
+    /// If this build can't speak TLS.
+    pub fn new(client: Client) -> Result<Self, rustls::Error> {
+        Ok(Leaves {
+            client,
+            common: common()?,
             calls: Turns::new(limit::LEAVES_CALLS_MAX),
             cache: Mutex::new(Shared::new(limit::LEAVES_MAX)),
-        }
+        })
     }
 
     /// How to speak TLS as `host` to the agent of this index, at a Unix time in seconds. One that asks for many waits for its own
@@ -93,28 +97,37 @@ impl Leaves {
     async fn mint(&self, host: &Host) -> Result<Known, String> {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(|e| e.to_string())?;
         let request = MintRequest { host: host.to_string(), public_key: pair.public_key().as_ref().to_vec() };
-        let minted =
-            self.client.clone().mint(request).await.map_err(|e| e.message().to_owned())?.into_inner();
+        let minted = self.client.mint(&request).await.map_err(|e| e.to_string())?;
+        if !minted.refused.is_empty() {
+            return Err(minted.refused);
+        }
         let chain = minted.chain.into_iter().map(CertificateDer::from).collect();
-        let config = Arc::new(config(chain, Key(Arc::new(pair))).map_err(|e| e.to_string())?);
+        let config = Arc::new(shown(&self.common, chain, Key(Arc::new(pair))));
         Ok(Known { config, not_after_s: minted.not_after_s })
     }
 }
 
 /// TLS towards a client, without anything that outlives a connection: what one agent was given must never let another
 /// in, nor the same one past what is judged at its next hello.
-fn config(chain: Vec<CertificateDer<'static>>, key: Key) -> Result<ServerConfig, rustls::Error> {
-    let certified = SingleCertAndKey::from(CertifiedKey::new(chain, Arc::new(key)));
+fn common() -> Result<ServerConfig, rustls::Error> {
     let mut config = ServerConfig::builder_with_provider(tls::provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(certified));
+        .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
     config.ignore_client_order = true;
     config.alpn_protocols = super::ALPN.map(|name| name.as_bytes().to_vec()).to_vec();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(config)
+}
+
+/// The same, with a certificate to show.
+fn shown(common: &ServerConfig, chain: Vec<CertificateDer<'static>>, key: Key) -> ServerConfig {
+    let certified = SingleCertAndKey::from(CertifiedKey::new(chain, Arc::new(key)));
+    let mut config = common.clone();
+    config.cert_resolver = Arc::new(certified);
+    config
 }
 
 // === impl Key ===
@@ -161,7 +174,7 @@ mod tests {
 
     #[test]
     fn what_is_known_ends_before_its_certificate_does() {
-        let config = Arc::new(config(Vec::new(), key()).expect("config"));
+        let config = Arc::new(shown(&common().expect("config"), Vec::new(), key()));
         let known = Known { config, not_after_s: 10_000 };
         assert!(known.at(10_000 - limit::LEAF_RENEW_S - 1).is_some());
         assert!(known.at(10_000 - limit::LEAF_RENEW_S).is_none());

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use clawgress_api::proto::leaves_server::{Leaves, LeavesServer};
+use clawgress_api::leaves;
 use clawgress_api::proto::{MintRequest, MintResponse};
 use parking_lot::Mutex;
 use rcgen::{
@@ -13,8 +13,6 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use tokio::net::UnixListener;
 use tokio::runtime::Runtime;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::{Request, Response, Status};
 
 /// The authority, and what it was asked to sign.
 pub struct Signing {
@@ -52,33 +50,27 @@ impl Signing {
 
     pub fn serve(self: &Arc<Self>, runtime: &Runtime, path: &Path) {
         let listener = std::os::unix::net::UnixListener::bind(path).expect("bind");
-        let service = LeavesServer::new(Service(Arc::clone(self)));
+        let signing = Arc::clone(self);
         runtime.spawn(async move {
             listener.set_nonblocking(true).expect("nonblocking");
             let listener = UnixListener::from_std(listener).expect("listener");
-            tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming(UnixListenerStream::new(listener))
-                .await
-                .expect("serve");
+            loop {
+                let (stream, _) = listener.accept().await.expect("accept");
+                let signing = Arc::clone(&signing);
+                tokio::spawn(async move { leaves::serve(stream, |request| signing.mint(request)).await });
+            }
         });
     }
-}
 
-struct Service(Arc<Signing>);
-
-#[tonic::async_trait]
-impl Leaves for Service {
-    async fn mint(&self, request: Request<MintRequest>) -> Result<Response<MintResponse>, Status> {
-        let request = request.into_inner();
-        self.0.asked.lock().push(request.clone());
-        if *self.0.refuses.lock() {
-            return Err(Status::failed_precondition("left out"));
+    fn mint(&self, request: MintRequest) -> MintResponse {
+        self.asked.lock().push(request.clone());
+        if *self.refuses.lock() {
+            return MintResponse { refused: "left out".to_owned(), ..MintResponse::default() };
         }
         let mut params = CertificateParams::new([request.host]).expect("a name");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let leaf = params.signed_by(&Point(request.public_key), &self.0.ca).expect("signed");
+        let leaf = params.signed_by(&Point(request.public_key), &self.ca).expect("signed");
         let not_after_s = jiff::Timestamp::now().as_second() + 3600;
-        Ok(Response::new(MintResponse { chain: vec![leaf.der().to_vec()], not_after_s }))
+        MintResponse { chain: vec![leaf.der().to_vec()], not_after_s, refused: String::new() }
     }
 }
