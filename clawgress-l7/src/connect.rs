@@ -195,8 +195,10 @@ async fn prospect(
     let unknown = decide::unknown(&plan, &who, &asked.host, asked.port, excluded);
     if tls.verdict.is_err() && unknown.verdict.is_err() {
         // What a fingerprint changes is told by the hello.
-        let is_read =
-            gateway.reads(&asked.host).is_some() && decide::read_possible(&plan, &who, to, excluded);
+        // What is said of all hellos, where none is permitted, is said of the first of them.
+        let may_read = tls.verdict == Err(DropReason::InspectionRequired)
+            || decide::read_possible(&plan, &who, to, excluded);
+        let is_read = may_read && gateway.reads(&asked.host).is_some();
         let is_possible = is_read || http_possible(&plan, &who, asked, &tls);
         if !is_possible && !decide::needs_ja4(&plan, &who, &asked.host, asked.port) {
             return Err(tls);

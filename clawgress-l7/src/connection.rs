@@ -1,9 +1,11 @@
 //! What is known of a connection before it says anything: addresses, how it came, and what the kernel plane
 //! bound its source to. A flow record without an agent is that of a source that several share.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use clawgress_api::Ingress;
@@ -13,8 +15,14 @@ use clawgress_ebpf_common::user::{FlowTable, address};
 use clawgress_ebpf_common::{DropReason, Flow, FlowKey, IFINDEX_LOCAL, protocol};
 use clawgress_identity::{Agent, IdentityMethod, MacAddress};
 use nix::net::if_::if_indextoname;
+use parking_lot::Mutex;
 
 use crate::identify::Certificate;
+
+/// How long an interface is taken to have the name that it had. An index is given anew only after all others.
+const NAME_LIFE: Duration = Duration::from_secs(1);
+/// Names that are remembered at most: interfaces of a large node.
+const NAMES_MAX: usize = 4096;
 
 /// An agent that the kernel plane found at a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +60,11 @@ pub struct Flows {
     pub table: Option<FlowTable>,
     /// Indices of the agents' interfaces, which come and go.
     pub interfaces: ArcSwap<Vec<u32>>,
+    names: Mutex<Names>,
 }
+
+/// Names of interfaces by their indices, and when they were found.
+type Names = HashMap<u32, (Instant, String)>;
 
 // === impl Connection ===
 
@@ -81,7 +93,7 @@ impl Connection {
         };
         let interface = flow
             .filter(|(ifindex, _)| *ifindex != IFINDEX_LOCAL)
-            .and_then(|(ifindex, _)| if_indextoname(*ifindex).ok()?.into_string().ok());
+            .and_then(|(ifindex, _)| flows.name(*ifindex, Instant::now()));
         let method = if workload { IdentityMethod::Cgroup } else { IdentityMethod::Source };
         let bound = match found {
             Ok(Some((_, flow))) => Ok((flow.agent != 0).then_some(Bound { index: flow.agent, method })),
@@ -139,6 +151,31 @@ impl Connection {
 // === impl Flows ===
 
 impl Flows {
+    /// With this table, and these indices of the agents' interfaces.
+    #[must_use]
+    pub fn new(table: Option<FlowTable>, interfaces: Vec<u32>) -> Self {
+        Flows { table, interfaces: ArcSwap::from_pointee(interfaces), names: Mutex::default() }
+    }
+
+    /// The name of an interface, as it was a moment ago at most: to ask the kernel takes a socket that is made for it. Of one that is
+    /// gone it may be empty, which nothing is bound to.
+    fn name(&self, ifindex: u32, now: Instant) -> Option<String> {
+        let mut names = self.names.lock();
+        let known = names.get(&ifindex).filter(|(at, _)| now.duration_since(*at) < NAME_LIFE);
+        if let Some((_, name)) = known {
+            return Some(name.clone());
+        }
+        let name = if_indextoname(ifindex).ok()?.into_string().ok()?;
+        if name.is_empty() {
+            return Some(name);
+        }
+        if names.len() >= NAMES_MAX {
+            names.clear();
+        }
+        names.insert(ifindex, (now, name.clone()));
+        Some(name)
+    }
+
     /// The record of the connection, and the interface it is of: another may have one of the same tuple, older, or of a
     /// subnet that overlaps, and that is somebody else's.
     fn find(
@@ -227,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_local_record_comes_before_one_that_a_forged_source_has_made() {
-        let flows = Flows { table: None, interfaces: ArcSwap::from_pointee(vec![7]) };
+        let flows = Flows::new(None, vec![7]);
         let places = |peer: &str, local: &str, entered| -> Vec<u32> {
             let ip = |s: &str| s.parse::<IpAddr>().expect("address");
             flows.places(ip(peer), ip(local), entered).collect()
@@ -240,6 +277,19 @@ mod tests {
             assert_eq!(places(gateway, gateway, 7), [IFINDEX_LOCAL], "from itself");
             assert_eq!(places(own, gateway, 1), [IFINDEX_LOCAL]);
         }
+    }
+
+    #[test]
+    fn an_interface_has_the_name_it_had_a_moment_ago_at_most() {
+        let (flows, now) = (Flows::default(), Instant::now());
+        let loopback = nix::net::if_::if_nametoindex("lo").expect("loopback");
+        assert_eq!(flows.name(loopback, now).as_deref(), Some("lo"));
+        assert!(flows.name(u32::MAX, now).is_none_or(|name| name.is_empty()));
+        // As if it had been renamed since.
+        flows.names.lock().insert(loopback, (now, "former".to_owned()));
+        assert_eq!(flows.name(loopback, now + NAME_LIFE / 2).as_deref(), Some("former"));
+        assert_eq!(flows.name(loopback, now + NAME_LIFE).as_deref(), Some("lo"));
+        assert_eq!(flows.names.lock().len(), 1, "what is none is not remembered");
     }
 
     #[test]

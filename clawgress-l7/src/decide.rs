@@ -2,7 +2,7 @@
 //!
 //! Pure but for logging and the plan's clock. Must never turn an error or a missing policy into an allow.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use clawgress_api::EffectRef;
@@ -272,13 +272,35 @@ impl Hello<'_> {
 }
 
 /// What hellos may offer that were not seen yet.
-fn guesses() -> [Vec<String>; ALPN_GUESSES.len()] {
-    ALPN_GUESSES.map(|guess| guess.iter().map(|name| (*name).to_owned()).collect())
+fn guesses() -> &'static [Vec<String>] {
+    static GUESSES: LazyLock<[Vec<String>; ALPN_GUESSES.len()]> =
+        LazyLock::new(|| ALPN_GUESSES.map(|guess| guess.iter().map(|name| (*name).to_owned()).collect()));
+    &*GUESSES
 }
 
-/// Hellos that were not seen yet, of clients that offer this: those that hide no name are the usual ones.
-fn unseen(alpn: &[String]) -> [Hello<'_>; 2] {
-    [false, true].map(|is_encrypted| Hello { alpn, ja4: "", is_encrypted })
+/// The rulings, as [`tls`] has them, on hellos that were not seen yet: of each guess, those that hide no name first, which are the usual
+/// ones. What is the same for several is asked once: of `tls`, whether a name is hidden, and of `tunnel`, what is offered.
+fn unseen<'a>(
+    plan: &'a Plan,
+    who: &'a Who,
+    to: (&'a Host, u16),
+    excluded: bool,
+) -> impl Iterator<Item = Ruling> + 'a {
+    let hellos =
+        |alpn: &'static Vec<String>| [false, true].map(|is_encrypted| Hello { alpn, ja4: "", is_encrypted });
+    let (mut offered, mut shown, mut hidden) = (None, None, None);
+    guesses().iter().flat_map(hellos).map(move |hello| {
+        if !hello.is_encrypted {
+            offered = None;
+        }
+        let tls = offered.get_or_insert_with(|| tls_offered(plan, who, to, hello)).clone();
+        if tls.verdict.is_err() {
+            return tls;
+        }
+        let tunnel = if hello.is_encrypted { &mut hidden } else { &mut shown };
+        let tunnel = tunnel.get_or_insert_with(|| tunnelled(plan, who, to, hello)).clone();
+        unread(tls, tunnel, excluded)
+    })
 }
 
 /// A request that may follow a CONNECT, of which nothing else is known.
@@ -300,8 +322,10 @@ pub fn root_possible(plan: &Plan, who: &Who, host: &Host, port: u16) -> bool {
 /// Who needs to know what `who` did before, of a CONNECT: of all that may follow it.
 #[must_use]
 pub fn connect_needs_history(plan: &Plan, who: &Who, host: &Host, port: u16) -> Need {
-    let guesses = guesses();
-    let hellos = guesses.iter().map(|alpn| Operation::Tls { host, port, alpn, ja4: "" });
+    if !plan.asks_history(&who.identity.agent) {
+        return Need::None;
+    }
+    let hellos = guesses().iter().map(|alpn| Operation::Tls { host, port, alpn, ja4: "" });
     let tunnel = |protocol| Operation::Tunnel { host, port, protocol };
     let others = [
         tunnel(TunnelProtocol::Tls),
@@ -425,12 +449,16 @@ pub fn tls_read(plan: &Plan, who: &Who, to: (&Host, u16), hello: Hello<'_>) -> R
 /// `tls`, then `tunnel`, because the bytes stay unread; and not where policy says that they are read, unless the
 /// configuration has `excluded` that.
 #[must_use]
-pub fn tls(plan: &Plan, who: &Who, (host, port): (&Host, u16), hello: Hello<'_>, excluded: bool) -> Ruling {
-    let mut tls = tls_offered(plan, who, (host, port), hello);
+pub fn tls(plan: &Plan, who: &Who, to: (&Host, u16), hello: Hello<'_>, excluded: bool) -> Ruling {
+    let tls = tls_offered(plan, who, to, hello);
     if tls.verdict.is_err() {
         return tls;
     }
-    let mut tunnel = tunnelled(plan, who, (host, port), hello);
+    unread(tls, tunnelled(plan, who, to, hello), excluded)
+}
+
+/// What the ruling `tls`, which permits, and the one on `tunnel` come to, if it stays unread.
+fn unread(mut tls: Ruling, mut tunnel: Ruling, excluded: bool) -> Ruling {
     if excluded {
         for ruling in [&mut tls, &mut tunnel] {
             ruling.forget(|effect| *effect == Effect::Intercept);
@@ -468,9 +496,7 @@ pub fn web_socket(
 pub fn tls_possible(plan: &Plan, who: &Who, (host, port): (&Host, u16), excluded: bool) -> Ruling {
     let mut chosen: Option<Ruling> = None;
     let needs_ja4 = needs_ja4(plan, who, host, port);
-    let guesses = guesses();
-    for hello in guesses.iter().flat_map(|alpn| unseen(alpn)) {
-        let mut ruling = tls(plan, who, (host, port), hello, excluded);
+    for mut ruling in unseen(plan, who, (host, port), excluded) {
         // Of a fingerprint that nobody has nothing follows.
         ruling.duties = ruling.duties.filter(|_| !needs_ja4 || ruling.verdict.is_err());
         // Of a hello that was never sent, only that counts which counts for any.
@@ -490,8 +516,7 @@ pub fn tls_possible(plan: &Plan, who: &Who, (host, port): (&Host, u16), excluded
 /// Whether a hello to `host` could be one that is to be read.
 #[must_use]
 pub fn read_possible(plan: &Plan, who: &Who, to: (&Host, u16), excluded: bool) -> bool {
-    let is_read = |hello| tls(plan, who, to, hello, excluded).verdict == Err(DropReason::InspectionRequired);
-    guesses().iter().flat_map(|alpn| unseen(alpn)).any(is_read)
+    unseen(plan, who, to, excluded).any(|ruling| ruling.verdict == Err(DropReason::InspectionRequired))
 }
 
 /// `resolve`.
@@ -516,3 +541,6 @@ pub fn unknown(plan: &Plan, who: &Who, host: &Host, port: u16, excluded: bool) -
     });
     Ruling { verdict, ..ruling }
 }
+
+#[cfg(test)]
+mod tests;

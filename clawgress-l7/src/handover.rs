@@ -8,7 +8,6 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
 use clawgress_api::handover::{self, Handover, ListenerKind};
 use clawgress_api::socket::Servers;
 use clawgress_ebpf_common::user::{DialTable, FlowTable};
@@ -133,7 +132,7 @@ impl Listening {
         let gateway = &self.accepting.serving.gateway;
         gateway.own.refresh();
         gateway.dials.replace(dials);
-        self.flows = Arc::new(Flows { table, interfaces: ArcSwap::from_pointee(handover.interfaces) });
+        self.flows = Arc::new(Flows::new(table, handover.interfaces));
         self.keep_former();
         self.set(&handover.listeners, listeners);
         self.refused.send_if_modified(|refused| refused.take().is_some());

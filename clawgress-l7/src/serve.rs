@@ -131,20 +131,19 @@ impl Serving {
     /// Serves one connection to its end, whose first request has to be there by `deadline`.
     async fn connection(&self, connection: Connection, mut stream: Stream, deadline: Instant) {
         let gateway = &self.gateway;
-        let mut held = Vec::new();
-        let silent =
-            !connection.is_explicit() && Box::pin(opaque::unknown_permitted(gateway, &connection)).await;
-        let patience = if silent { Instant::now() + limit::SERVER_FIRST } else { deadline };
-        let protocol = match peek::protocol(&mut stream, &mut held, patience).await {
-            // Nothing was asked, so nothing is decided.
-            Ok(None) => return,
-            Ok(Some(protocol)) => Ok(protocol),
-            Err(_) if silent && held.is_empty() => Ok(Protocol::Unknown),
-            Err(_) if silent => peek::protocol(&mut stream, &mut held, deadline)
-                .await
-                .and_then(|p| p.ok_or(DropReason::ProtocolUnknown)),
-            Err(reason) => Err(reason),
-        };
+        let (mut held, is_steered) = (Vec::new(), !connection.is_explicit());
+        let patience = if is_steered { Instant::now() + limit::SERVER_FIRST } else { deadline };
+        let mut protocol = peek::protocol(&mut stream, &mut held, patience).await;
+        if protocol.is_err() && is_steered {
+            // It says nothing as long as its server does not, if that is permitted. Few do, and policy is not asked about others.
+            let silent = held.is_empty() && Box::pin(opaque::unknown_permitted(gateway, &connection)).await;
+            protocol = match silent {
+                true => Ok(Some(Protocol::Unknown)),
+                false => peek::protocol(&mut stream, &mut held, deadline).await,
+            };
+        }
+        // Nothing was asked, so nothing is decided.
+        let Some(protocol) = protocol.transpose() else { return };
         match protocol {
             Ok(Protocol::Http1) if connection.is_explicit() && held.starts_with(b"CONNECT ") => {
                 rest::whole(connect::serve(self, connection, stream, held, deadline)).await;
