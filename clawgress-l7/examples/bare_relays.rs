@@ -100,9 +100,10 @@ impl Blind {
         let begun = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         let name = begun.client_hello().server_name().context("a hello without a name")?.to_owned();
         let mut client = begun.into_stream(self.config(&name)?).await?;
-        // As of the others: no server is asked before its client says something.
+        // As of the others: no server is asked before its client says something. One that goes away is no error, of which a trace would
+        // be taken.
         let mut first = vec![0; 16 * 1024];
-        let n = client.read(&mut first).await?;
+        let Ok(n @ 1..) = client.read(&mut first).await else { return Ok(()) };
         let stream = tokio::net::TcpStream::connect(&self.upstream).await?;
         stream.set_nodelay(true)?;
         let mut server = self.connector.connect(ServerName::try_from(name)?, stream).await?;
@@ -189,6 +190,8 @@ async fn main() -> anyhow::Result<()> {
     }
     let listener = tokio::net::TcpListener::bind(&blind_listen).await?;
     let proxied = tokio::net::TcpListener::bind(&connect_listen).await?;
-    tokio::try_join!(Arc::clone(&blind).listen(listener, false), blind.listen(proxied, true))?;
-    Ok(())
+    // Each a task of its own: what is accepted begins where it was, without another thread.
+    let accepting = tokio::spawn(Arc::clone(&blind).listen(listener, false));
+    tokio::spawn(blind.listen(proxied, true)).await??;
+    Ok(accepting.await??)
 }

@@ -30,6 +30,7 @@ use clap::Parser;
 use clawgress_e2e::lab::{finish, program};
 
 use crate::links::Links;
+use crate::rates::Rate;
 use crate::report::Report;
 
 /// What is promised: added median latency without interception.
@@ -61,8 +62,10 @@ enum Part {
     Decisions,
     /// Connections and requests in the lab
     Latency,
-    /// Requests and bytes a second in the lab
+    /// Requests, handshakes and bytes a second in the lab
     Throughput,
+    /// Of these, handshakes
+    Handshakes,
     /// Requests in the lab while revisions go live
     Swaps,
 }
@@ -86,7 +89,8 @@ fn run(args: &Args) -> anyhow::Result<()> {
         let text = match part {
             Part::Decisions => decisions::measure().markdown().join("\n"),
             Part::Latency => Links::start()?.latency(args.rounds, args.samples)?.markdown()?,
-            Part::Throughput => Links::start()?.throughput()?.markdown()?,
+            Part::Throughput => Links::start()?.throughput(&Rate::ALL)?.markdown()?,
+            Part::Handshakes => Links::start()?.throughput(&Rate::OF_HANDSHAKES)?.markdown()?,
             Part::Swaps => Links::start()?.swaps()?.markdown()?,
         };
         println!("{}\n\n{text}", report::machine()?);
@@ -101,7 +105,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
 
     let mut links = Links::start()?;
     let latency = links.latency(args.rounds, args.samples)?;
-    let rates = links.throughput()?;
+    let rates = links.throughput(&Rate::ALL)?;
     let swaps = links.swaps()?;
     let worst = latency.worst_added();
     let report = Report { kernel, drops, decisions, latency, rates, swaps };

@@ -100,16 +100,16 @@ impl Links {
         Ok(Latency { rounds, samples, measured })
     }
 
-    /// How much goes through.
+    /// How much goes through, of each of `rates`.
     ///
     /// # Errors
     /// If any request fails.
-    pub fn throughput(&mut self) -> anyhow::Result<Rates> {
+    pub fn throughput(&mut self, rates: &[Rate]) -> anyhow::Result<Rates> {
         let mut all = Rates::default();
         let (bare, relays) = (vec![self.bare.pid()], vec![self.relays.pid()]);
         let gateway = &mut self.site.gateway;
         let own = Role::ALL.into_iter().map(|role| gateway.pid(role)).collect::<anyhow::Result<Vec<_>>>()?;
-        for rate in Rate::ALL {
+        for &rate in rates {
             println!("bench: {}, {} rounds", rate.name(), rates::ROUNDS);
             let mut ways = self.ways(rate.wire())?;
             for way in rate.besides() {

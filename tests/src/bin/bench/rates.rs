@@ -49,6 +49,9 @@ impl Rate {
     pub const ALL: [Rate; 5] =
         [Rate::Requests, Rate::ReadRequests, Rate::Handshakes, Rate::ColdHandshakes, Rate::Transfer];
 
+    /// Those of handshakes.
+    pub const OF_HANDSHAKES: [Rate; 2] = [Rate::Handshakes, Rate::ColdHandshakes];
+
     /// What is spoken.
     pub fn wire(self) -> Wire {
         match self {
@@ -76,6 +79,19 @@ impl Rate {
             Rate::ReadRequests => &[Way::Blind],
             Rate::Handshakes | Rate::ColdHandshakes => &[Way::Blind, Way::BlindProxy],
             Rate::Transfer => &[Way::Spliced, Way::Copied],
+        }
+    }
+
+    /// Which of them is asked as `way` of Clawgress is.
+    fn relay(self, way: Way) -> Option<Way> {
+        match (self, way) {
+            (Rate::Requests, _) => None,
+            (Rate::Transfer, Way::Transparent | Way::Explicit) => Some(Way::Copied),
+            (Rate::ReadRequests, Way::Transparent | Way::Explicit) | (_, Way::Transparent) => {
+                Some(Way::Blind)
+            }
+            (_, Way::Explicit) => Some(Way::BlindProxy),
+            _ => None,
         }
     }
 
@@ -138,11 +154,12 @@ impl Rates {
              The transfer is of {} MiB, and its client and server share the processors with what is between them.\n",
             TRANSFER_BYTES >> 20
         )?;
-        for rate in Rate::ALL {
+        let is_counted = |rate: &Rate| !self.rounds(*rate, Way::Direct).is_empty();
+        for rate in Rate::ALL.into_iter().filter(is_counted) {
             writeln!(text, "### {}\n", rate.name())?;
             writeln!(
                 text,
-                "| way | rate | × direct | × bare Pingora | processor, µs each |\n|---|---|---|---|---|"
+                "| way | rate | × direct | × bare Pingora | × relay | processor, µs each |\n|---|---|---|---|---|---|"
             )?;
             for way in Way::ALL.into_iter().filter(|way| !self.rounds(rate, *way).is_empty()) {
                 let own = self.rounds(rate, way);
@@ -153,11 +170,12 @@ impl Rates {
                 let direct = if way == Way::Direct { "1".to_owned() } else { beside(Way::Direct) };
                 let is_ours = way == Way::Transparent || way == Way::Explicit;
                 let bare = if is_ours { beside(Way::Bare) } else { "–".to_owned() };
+                let relay = rate.relay(way).map_or("–".to_owned(), beside);
                 let cost = self.costs.get(&(rate, way.place()));
                 let cost = cost.map_or("–".to_owned(), |us| Spread::of(us.clone()).text(0));
                 writeln!(
                     text,
-                    "| {} | {} | {direct} | {bare} | {cost} |",
+                    "| {} | {} | {direct} | {bare} | {relay} | {cost} |",
                     way.name(),
                     Spread::of(own.to_vec()).text(0)
                 )?;
