@@ -6,7 +6,7 @@ mod kept;
 mod said;
 
 pub(super) use grammar::is_over;
-use grammar::{is_repeat, number};
+use grammar::{is_repeat, is_sound, number};
 use kept::Kept;
 use said::{Choice, Said};
 
@@ -136,6 +136,8 @@ struct State {
     summed: [bool; Count::ALL],
     /// Of the count at hand that is of something: whether that is sound, and how many there are.
     of_sound: (bool, u64),
+    /// Whether its type says that its text is sound, of which no tokens are estimated.
+    is_sound: bool,
     /// What is packed in it.
     inner: Option<Box<Document>>,
     depth: u8,
@@ -197,7 +199,9 @@ impl Document {
         });
         state.is_whole = read.is_ok() && !state.is_broken;
         let estimated = std::mem::replace(&mut state.estimator, Estimator::bare());
-        state.facts.output_estimated += estimated.tokens();
+        if !state.is_sound {
+            state.facts.output_estimated += estimated.tokens();
+        }
     }
 
     /// Makes it the next one.
@@ -297,7 +301,8 @@ impl Document {
 
     /// Tokens of its texts, estimated.
     pub(super) fn tokens(&self) -> u64 {
-        self.state.facts.output_estimated + self.state.estimator.tokens()
+        let estimated = if self.state.is_sound { 0 } else { self.state.estimator.tokens() };
+        self.state.facts.output_estimated + estimated
     }
 }
 
@@ -322,6 +327,7 @@ impl State {
             has_usage: false,
             summed: [false; Count::ALL],
             of_sound: (false, 0),
+            is_sound: false,
             inner: None,
             depth,
             is_broken: false,
@@ -590,6 +596,8 @@ impl State {
                     self.facts.is_start |= text == "message_start";
                     self.facts.is_repeat |= is_repeat(text);
                     self.facts.is_over |= is_over(text);
+                    // Of two types, clients take the last.
+                    self.is_sound = is_sound(text);
                 }
                 self.typed = Some((depth, text.to_owned()));
             }

@@ -332,6 +332,37 @@ fn what_is_spoken_is_a_text_and_its_sound_is_none() {
     assert!(reader.cut().output_estimated >= 4);
 }
 
+/// Sound of the Responses API is where its texts are, and no text: its tokens are told at the end. It is heard nevertheless, since a
+/// client may take the event for another.
+#[test]
+fn sound_is_no_text_to_estimate() {
+    let sound = "AAAA//8AAP7/AAD9/wAA/P8AAPv/".repeat(50);
+    for (event, is_text) in [
+        (format!(r#"{{"type":"response.audio.delta","delta":"{sound}"}}"#), false),
+        (format!(r#"{{"type":"response.output_audio.delta","delta":"{sound}"}}"#), false),
+        (format!(r#"{{"delta":"{sound}","type":"response.output_audio.delta"}}"#), false),
+        (format!(r#"{{"type":"response.output_text.delta","delta":"{sound}"}}"#), true),
+        (
+            format!(
+                r#"{{"type":"response.audio.delta","delta":"{sound}","type":"response.output_text.delta"}}"#
+            ),
+            true,
+        ),
+        (format!(r#"{{"type":"response.audio.transcript.delta","delta":"{sound}"}}"#), true),
+        // Of no answer's own.
+        (format!(r#"{{"choices":[{{"type":"x.audio.delta","delta":{{"content":"{sound}"}}}}]}}"#), true),
+    ] {
+        let mut reader = Reader::new(Format::EventStream).keeping_texts();
+        reader.push(format!("data: {event}\n\n").as_bytes());
+        assert!(!reader.take_texts()[0].is_empty(), "{event}");
+        assert_eq!(reader.cut().output_estimated > 0, is_text, "{event}");
+        // Cut within it.
+        let mut reader = Reader::new(Format::EventStream);
+        reader.push(format!("data: {}", event.trim_end_matches(['}', ']'])).as_bytes());
+        assert_eq!(reader.cut().output_estimated > 0, is_text, "{event}");
+    }
+}
+
 #[test]
 fn texts_are_handed_out_as_they_come() {
     let mut reader = Reader::new(Format::EventStream).keeping_texts();

@@ -145,6 +145,11 @@ pub(super) fn is_repeat(kind: &str) -> bool {
     kind.starts_with("response.") && !kind.ends_with(".delta") || kind == "transcript.text.done"
 }
 
+/// Whether an event of this type has sound where others have text, in base64: of the Responses API.
+pub(super) fn is_sound(kind: &str) -> bool {
+    matches!(kind, "response.audio.delta" | "response.output_audio.delta")
+}
+
 /// Whether an answer is over behind an event of this type.
 pub(in super::super) fn is_over(kind: &str) -> bool {
     matches!(
