@@ -3,12 +3,14 @@
 
 use super::fields::Fields;
 use super::hearing::Lane;
-use super::json::Json;
+use super::json::{Event, Json, Kind};
 use super::layer::{Place, of_json};
 use super::names::Names;
 use super::{Tally, Unreadable};
 
 const DATA: &[u8] = b"data:";
+/// Longest word of a document that begins a text where the document breaks behind it, bytes: what is longer, is none of an order.
+const WORD_BYTES_MAX: usize = 32;
 
 /// The stream.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub(super) struct Events {
     json: Json,
     fields: Fields,
     names: Names,
+    /// The word that was read last, if nothing but blanks came behind it.
+    word: Word,
     /// Fields of all before the event at hand: one event is bounded as a body is, since a stream may last for days.
     before: Option<u64>,
 }
@@ -38,6 +42,14 @@ enum Line {
     Other,
 }
 
+/// The beginning of a word.
+#[derive(Clone, Copy, Debug, Default)]
+struct Word {
+    bytes: [u8; WORD_BYTES_MAX],
+    count: usize,
+    is_at_hand: bool,
+}
+
 /// What the data of the event at hand is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Data {
@@ -45,7 +57,7 @@ enum Data {
     Nothing,
     Json,
     Text,
-    /// What looked like a document, and is none.
+    /// What looked like a document, and is none: from there on, text.
     Broken,
 }
 
@@ -62,6 +74,7 @@ impl Events {
             json: Json::new(true),
             fields: Fields::heard_in(Some(lane)),
             names: Names::default(),
+            word: Word::default(),
             before: None,
         }
     }
@@ -137,16 +150,34 @@ impl Events {
             }
         }
         match self.data {
-            Data::Text => self.fields.push(bytes, place, tally),
+            Data::Text | Data::Broken => self.fields.push(bytes, place, tally),
             Data::Json => {
-                let (fields, names) = (&mut self.fields, &mut self.names);
+                let (fields, names, word) = (&mut self.fields, &mut self.names, &mut self.word);
                 let read = self.json.push(bytes, &mut |event| {
+                    word.watch(event);
                     of_json(event, (&mut *fields, &mut *names), false, place, tally)
                 });
-                self.forgive(read, tally)
+                match read {
+                    Err(Unreadable::JsonMalformed) => self.breaks(self.json.left(bytes), place, tally),
+                    read => read,
+                }
             }
-            Data::Nothing | Data::Broken => Ok(()),
+            Data::Nothing => Ok(()),
         }
+    }
+
+    /// What is no document is text: the string that it breaks in goes on, and so does the word before it.
+    fn breaks(&mut self, left: &[u8], place: Place, tally: &mut Tally) -> Result<(), Unreadable> {
+        self.data = Data::Broken;
+        if !self.fields.has_begun() {
+            tally.has_fields(1)?;
+            self.fields.begin(tally);
+            if let Some(word) = self.word.take() {
+                self.fields.push(word, place, tally)?;
+                self.fields.push(b" ", place, tally)?;
+            }
+        }
+        self.fields.push(left, place, tally)
     }
 
     /// Ends an event. One that no empty line ended is looked at like any other, since some clients take it.
@@ -156,29 +187,46 @@ impl Events {
             let read = self
                 .json
                 .finish(&mut |event| of_json(event, (&mut *fields, &mut *names), false, place, tally));
-            self.forgive(read, tally)
+            // As far as it came.
+            match read {
+                Err(Unreadable::JsonMalformed) => Ok(()),
+                read => read,
+            }
         } else {
             Ok(())
         };
         let ended = ended.and_then(|()| self.fields.end(tally));
         if self.data != Data::Nothing {
             self.json.again();
-            (self.data, self.names) = (Data::Nothing, Names::default());
+            (self.data, self.names, self.word) = (Data::Nothing, Names::default(), Word::default());
         }
         if let Some(before) = self.before.take() {
             tally.fields = before;
         }
         ended
     }
+}
 
-    /// What is no document is text, as far as it came.
-    fn forgive(&mut self, read: Result<(), Unreadable>, tally: &mut Tally) -> Result<(), Unreadable> {
-        match read {
-            Err(Unreadable::JsonMalformed) => {
-                self.data = Data::Broken;
-                self.fields.end(tally)
+// === impl Word ===
+
+impl Word {
+    #[inline]
+    fn watch(&mut self, event: Event<'_>) {
+        match event {
+            Event::Begin(Kind::Word) => (self.count, self.is_at_hand) = (0, true),
+            Event::Piece(bytes) if self.is_at_hand => {
+                let room = self.bytes.get_mut(self.count.min(WORD_BYTES_MAX)..).unwrap_or_default();
+                room.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+                self.count += bytes.len();
             }
-            read => read,
+            Event::Piece(_) => {}
+            Event::End if self.is_at_hand => self.is_at_hand = false,
+            Event::End | Event::Begin(_) | Event::Open { .. } | Event::Close => self.count = 0,
         }
+    }
+
+    fn take(&mut self) -> Option<&[u8]> {
+        let count = std::mem::take(&mut self.count);
+        self.bytes.get(..count).filter(|word| !word.is_empty())
     }
 }

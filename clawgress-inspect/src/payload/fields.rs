@@ -45,6 +45,11 @@ impl Fields {
         }
     }
 
+    /// Whether one is at hand.
+    pub(super) fn has_begun(&self) -> bool {
+        self.has_begun
+    }
+
     /// Some of it.
     #[inline]
     pub(super) fn push(&mut self, bytes: &[u8], place: Place, tally: &mut Tally) -> Result<(), Unreadable> {

@@ -91,6 +91,8 @@ pub struct Json {
     has_begun: bool,
     /// What a string with escapes came to that was not handed out yet; empty between two pieces of input.
     joined: Vec<u8>,
+    /// Bytes of the last input from that on which can't be JSON.
+    left: usize,
 }
 
 /// Bytes of a string with escapes that are handed out at once: each piece costs those who look at it more than a copy does.
@@ -114,6 +116,7 @@ impl Json {
             is_sequence,
             has_begun: false,
             joined: Vec::new(),
+            left: 0,
         }
     }
 
@@ -130,6 +133,7 @@ impl Json {
     /// As soon as it can't be JSON; or what `sink` says.
     pub fn push<E: From<JsonError>>(&mut self, mut bytes: &[u8], sink: Sink<'_, E>) -> Result<(), E> {
         while !bytes.is_empty() {
+            self.left = bytes.len();
             bytes = match self.expect {
                 Expect::InKey | Expect::InText if self.escape == Escape::None => self.string(bytes, sink)?,
                 Expect::InKey | Expect::InText => self.escape(bytes, sink)?,
@@ -154,6 +158,13 @@ impl Json {
             Expect::Value if !self.has_begun => Ok(()),
             _ => Err(JsonError::Malformed.into()),
         }
+    }
+
+    /// What [`push`](Json::push) has failed at, of what it was told then: from the first byte that can't be JSON on, wherever its
+    /// input was cut.
+    #[must_use]
+    pub fn left<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        bytes.get(bytes.len().saturating_sub(self.left)..).unwrap_or_default()
     }
 
     /// Bytes of memory that it takes besides itself.
@@ -251,6 +262,7 @@ impl Json {
                 self.escape = Escape::Start;
             }
             _ => {
+                self.left = rest.len();
                 self.add(text, sink)?;
                 return self.malformed(sink);
             }
