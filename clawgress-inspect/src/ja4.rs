@@ -12,7 +12,7 @@ use crate::client_hello::{ClientHello, EXTENSION_ALPN, EXTENSION_SERVER_NAME};
 /// Digits that are kept of each hash.
 const HASH_DIGITS: usize = 12;
 /// What stands for a hash of nothing.
-const HASH_OF_NOTHING: [u8; HASH_DIGITS] = [b'0'; HASH_DIGITS];
+const HASH_OF_NOTHING: [char; HASH_DIGITS] = ['0'; HASH_DIGITS];
 /// Largest count that has a place.
 const COUNT_MAX: usize = 99;
 /// Bytes of the text: ten of the first part, and two hashes with their underscores.
@@ -48,7 +48,7 @@ impl Ja4 {
         }
         for list in [hex(&ciphers), listed] {
             text.push('_');
-            text.extend(hash(&list).map(char::from));
+            text.extend(hash(&list));
         }
         let mut bytes = [b'0'; BYTES];
         for (slot, byte) in bytes.iter_mut().zip(text.bytes()) {
@@ -115,25 +115,29 @@ fn ends(name: &[u8]) -> [char; 2] {
 fn hex(values: &[u16]) -> String {
     let mut text = String::with_capacity(values.len() * 5);
     for value in values {
-        let comma = if text.is_empty() { "" } else { "," };
-        let _ = write!(text, "{comma}{value:04x}");
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.extend(value.to_be_bytes().into_iter().flat_map(digits));
     }
     text
 }
 
-fn hash(list: &str) -> [u8; HASH_DIGITS] {
-    if list.is_empty() {
-        return HASH_OF_NOTHING;
-    }
-    let digest = digest(&SHA256, list.as_bytes());
-    let mut digits = HASH_OF_NOTHING;
-    for (pair, byte) in digits.chunks_exact_mut(2).zip(digest.as_ref()) {
-        let text = format!("{byte:02x}");
-        for (slot, digit) in pair.iter_mut().zip(text.bytes()) {
+/// Both digits of a byte, without a formatter: every hello takes over a hundred.
+fn digits(byte: u8) -> [char; 2] {
+    [byte >> 4, byte & 0x0f].map(|n| char::from(if n < 10 { b'0' + n } else { b'a' + n - 10 }))
+}
+
+/// The first digits of its hash.
+fn hash(list: &str) -> [char; HASH_DIGITS] {
+    let mut kept = HASH_OF_NOTHING;
+    if !list.is_empty() {
+        let digest = digest(&SHA256, list.as_bytes());
+        for (slot, digit) in kept.iter_mut().zip(digest.as_ref().iter().copied().flat_map(digits)) {
             *slot = digit;
         }
     }
-    digits
+    kept
 }
 
 #[cfg(test)]
