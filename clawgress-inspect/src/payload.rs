@@ -177,6 +177,9 @@ pub struct Readings {
     pub call: Option<Option<Surface>>,
     /// As messages to a tool server: whether it goes to one that is known, and so is a document whatever is said of it.
     pub messages: Option<bool>,
+    /// Whether where it goes tells that it is a call, whoever is asked: it is one document then, also where several are said to
+    /// follow one another, as servers take it that don't look at what is said.
+    pub is_told: bool,
 }
 
 // === impl Unreadable ===
@@ -316,7 +319,7 @@ impl Inspector {
     /// and has to be readable; or that it may turn out to be.
     #[must_use]
     pub fn of_call(claims: Claims, limits: Limits, surface: Option<Surface>) -> Inspector {
-        Inspector::reading(claims, limits, Readings { call: Some(surface), messages: None })
+        Inspector::reading(claims, limits, Readings { call: Some(surface), ..Readings::default() })
     }
 
     /// An inspector that reads what a body says as all of this.
@@ -325,6 +328,9 @@ impl Inspector {
         let surface = readings.call.flatten();
         if let Some(surface) = surface {
             claims.is_document(surface.takes_forms());
+        }
+        if readings.is_told && claims.is_sequence() {
+            claims.is_document(true);
         }
         let may_be = readings.call.is_some() && (surface.is_some() || !claims.is_sequence());
         if readings.messages == Some(true) {

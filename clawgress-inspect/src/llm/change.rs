@@ -6,6 +6,7 @@
 
 use super::rename::{self, Renamed};
 use super::{Call, Surface};
+use crate::letters::fold;
 use crate::payload::{Claims, Inspector, Limits};
 use crate::splice::{self, Edits, Span, quoted};
 
@@ -152,9 +153,22 @@ fn holds(body: &[u8], surface: Surface, wanted: &Wanted<'_>) -> Result<Call, Cha
         return Err(ChangeError::NotSo("that limit of tokens"));
     }
     let is = |(name, value): &(&str, &str)| {
-        splice::find(body, &[*name]).and_then(|at| body.get(at)) == Some(value.as_bytes())
+        param(body, name).is_ok_and(|at| at.and_then(|at| body.get(at)) == Some(value.as_bytes()))
     };
     if wanted.params.iter().all(is) { Ok(call) } else { Err(ChangeError::NotSo("those parameters")) }
+}
+
+/// The value of a parameter: of two by that name, or by one that differs in letters alone, servers take one or the other.
+fn param(body: &[u8], name: &str) -> Result<Option<Span>, ChangeError> {
+    let root = splice::root(body).and_then(|root| splice::members(body, &root));
+    let (wanted, mut found) = (fold(name), None);
+    for member in root.unwrap_or_default().into_iter().filter(|member| fold(&member.name) == wanted) {
+        if found.is_some() || member.name != name {
+            return Err(ChangeError::NotSo("those parameters"));
+        }
+        found = Some(member.value);
+    }
+    Ok(found)
 }
 
 /// A path of names.
@@ -202,7 +216,7 @@ impl Change<'_> {
         if !self.is_object(&self.root) {
             return Err(self.no_place("parameters"));
         }
-        match self.find(&[name]) {
+        match param(self.body, name)? {
             Some(at) if self.text(&at) == value => return Ok(()),
             Some(at) => self.edits.replace(at, value),
             None => self.edits.add(self.body, &self.root.clone(), name, value.as_bytes()),

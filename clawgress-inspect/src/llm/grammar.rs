@@ -112,7 +112,7 @@ const UNSHOWN: [&str; 28] = [
 
 /// What requests have at their root that a model is shown, by names that mean it in one dialect alone. In any letters: who takes it
 /// so, shows it.
-const ASIDE: [(&str, Node); 45] = [
+const ASIDE: [(&str, Node); 47] = [
     // Of llama.cpp.
     ("n_predict", N::Cap(Cap::NPredict)),
     ("input_prefix", N::Say(Role::User)),
@@ -143,6 +143,9 @@ const ASIDE: [(&str, Node); 45] = [
     ("thread", N::Root),
     ("input_file_id", N::Remote),
     ("assistant_id", N::Remote),
+    // Of Anthropic what a provider keeps for a conversation, of Azure what it searches.
+    ("container", N::Remote),
+    ("data_sources", N::Remote),
     // Of Bedrock, put into a prompt that the server has.
     ("promptVariables", N::Every(Provenance::User)),
     // Of models that draw.
@@ -165,6 +168,13 @@ const ASIDE: [(&str, Node); 45] = [
     ("style_image", N::Blob),
     ("input_images", N::Blob),
 ];
+
+/// What holds a tool that is offered within a message, of Anthropic.
+pub(super) const DEFINITION: &str = "definition";
+
+/// What tools name that only their provider has: stores of files, and who answers.
+const ELSEWHERE: [&str; 6] =
+    ["connector_id", "vector_store_ids", "fileSearch", "file_search", "retrieval", "file_ids"];
 
 /// The same of what configures an answer.
 const ASIDE_CONFIG: [&str; 6] = [
@@ -270,6 +280,11 @@ impl Node {
             }
             // Of TGI.
             N::Config if name.eq_ignore_ascii_case("max_new_tokens") => N::Cap(Cap::MaxNewTokens),
+            // What one is that is offered on the way.
+            N::Tool if name == DEFINITION => N::Tools,
+            N::Tool if ELSEWHERE.contains(&name) => N::Remote,
+            N::Attachment if name == "s3Location" => N::Attachment,
+            N::Attachment if name == "uri" => N::Link,
             N::Output if name.eq_ignore_ascii_case("format") => N::Format,
             N::Format if name == "strict" => N::Skip,
             N::Format => N::Every(Provenance::ToolDefinition),
@@ -379,6 +394,8 @@ fn message(key: Key) -> Node {
         }
         Key::Summary => N::Content(Some(Provenance::Model)),
         Key::ToolCalls => N::ToolCalls,
+        // Offered on the way: of the Responses API.
+        Key::Tools => N::Tools,
         Key::FunctionCall => N::ToolCall,
         Key::Arguments | Key::Input => N::Every(Provenance::ToolArguments),
         Key::Output | Key::ToolResults => N::Content(Some(Provenance::ToolOutput)),
@@ -404,6 +421,8 @@ fn part(key: Key, from: Option<Provenance>) -> Node {
         Key::Title | Key::Context => N::Every(Provenance::Retrieved),
         Key::Input | Key::Args | Key::Arguments => N::Every(Provenance::ToolArguments),
         Key::FunctionCall | Key::ToolUse => N::ToolCall,
+        // Offered on the way: of Anthropic.
+        Key::Tool if from.is_none() => N::Tools,
         Key::FunctionResponse | Key::ToolResult => N::ToolCall,
         Key::Response | Key::Output | Key::Json | Key::Results => N::Every(Provenance::ToolOutput),
         Key::ExecutableCode => N::Every(Provenance::Model),

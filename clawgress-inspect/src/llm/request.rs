@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use super::attachment::Attachment;
 use super::call::{Call, CallError, Signs};
 use super::estimate::Estimator;
-use super::grammar::Node;
+use super::grammar::{self, Node};
 use super::key::{KEY_BYTES_MAX, Key, OTHERS, ROOT_TOOLS};
 use super::{Field, Piece, Provenance, Role, Texts};
 use crate::payload::json::{DEPTH_MAX, Event, Kind};
@@ -491,7 +491,8 @@ impl Request {
         let Some(key) = exact.or(folded) else {
             self.next = frame.node.other(name);
             self.wraps = self.next == Node::Root;
-            if frame.node == Node::Tool && name != "cachePoint" {
+            self.call.is_partial |= frame.node == Node::Attachment && self.next == Node::Link;
+            if frame.node == Node::Tool && !["cachePoint", grammar::DEFINITION].contains(&name) {
                 let name = if name.is_empty() { UNNAMED } else { name }.to_owned();
                 return self.perhaps_tool(name);
             }

@@ -642,7 +642,7 @@ fn what_began_like_json_may_be_messages_where_it_cannot_be_read() {
     ] {
         for size in [1, 3, body.len()] {
             let claims = Claims::new(&[kind.as_bytes()], &[]);
-            let readings = Readings { call: None, messages: Some(false) };
+            let readings = Readings { messages: Some(false), ..Readings::default() };
             let mut inspector = Inspector::reading(claims, Limits::default(), readings);
             let _ = body.as_bytes().chunks(size).try_for_each(|piece| inspector.push(piece));
             let _ = inspector.finish();
@@ -653,10 +653,23 @@ fn what_began_like_json_may_be_messages_where_it_cannot_be_read() {
     // A part of a form is no message of its own.
     let form = "--b\r\nContent-Type: application/json\r\n\r\n{'a'\r\n--b--\r\n";
     let claims = Claims::new(&[b"multipart/form-data; boundary=b"], &[]);
-    let readings = Readings { call: None, messages: Some(false) };
+    let readings = Readings { messages: Some(false), ..Readings::default() };
     let mut inspector = Inspector::reading(claims, Limits::default(), readings);
     assert!(inspector.push(form.as_bytes()).is_err());
     assert!(!inspector.messages().expect("read").is_doubtful());
+}
+
+/// Servers of models that don't look at what is said of a body take it for a document.
+#[test]
+fn a_head_that_lies_hides_no_call_where_the_path_tells_of_one() {
+    let body = br#"{"model":"llama3","messages":[{"role":"user","content":"hi"}]}"#;
+    for (is_told, is_call) in [(true, true), (false, false)] {
+        let readings = Readings { call: Some(None), messages: None, is_told };
+        let claims = Claims::new(&[b"application/x-ndjson"], &[]);
+        let mut inspector = Inspector::reading(claims, Limits::default(), readings);
+        inspector.push(body).and_then(|()| inspector.finish()).expect("read");
+        assert_eq!(inspector.call().is_some_and(|call| call.is_call()), is_call, "{is_told}");
+    }
 }
 
 #[test]
@@ -678,7 +691,7 @@ fn a_head_that_lies_hides_no_messages() {
         for size in [2, 5, body.len()] {
             let fields = |text: &'static str| if text.is_empty() { vec![] } else { vec![text.as_bytes()] };
             let claims = Claims::new(&fields(kind), &fields(coding));
-            let readings = Readings { call: None, messages: Some(false) };
+            let readings = Readings { messages: Some(false), ..Readings::default() };
             let mut inspector = Inspector::reading(claims, Limits::default(), readings);
             let _ = body.chunks(size).try_for_each(|piece| inspector.push(piece));
             let _ = inspector.finish();
@@ -688,7 +701,7 @@ fn a_head_that_lies_hides_no_messages() {
     }
     // What is no JSON by its first byte is none.
     let claims = Claims::new(&[b"application/octet-stream"], &[]);
-    let readings = Readings { call: None, messages: Some(false) };
+    let readings = Readings { messages: Some(false), ..Readings::default() };
     let mut inspector = Inspector::reading(claims, Limits::default(), readings);
     assert_eq!((inspector.push(b"\x00\x01\x00\x02{"), inspector.finish()), (Ok(()), Ok(())));
     assert!(!inspector.messages().expect("read").is_doubtful());

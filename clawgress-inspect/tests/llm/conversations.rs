@@ -68,7 +68,7 @@ fn play(dialect: Dialect, lines: &Lines, mut cut: impl FnMut(&[u8]) -> Vec<Vec<u
                 document
             }
         };
-        let readings = Readings { call: Some(Some(dialect.surface())), messages: None };
+        let readings = Readings { call: Some(Some(dialect.surface())), ..Readings::default() };
         let claims = Claims::new(&[b"application/json"], &[]);
         let mut inspector = Inspector::reading(claims, Limits::default(), readings);
         let pieces = cut(document.as_bytes());

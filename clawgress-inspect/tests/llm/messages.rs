@@ -62,7 +62,7 @@ impl Http {
     /// The body in these pieces, as the proxy reads it.
     fn inspect(&self, pieces: &[&[u8]]) -> Inspector {
         let kinds: Vec<&[u8]> = self.field("Content-Type").into_iter().map(str::as_bytes).collect();
-        let readings = Readings { call: None, messages: Some(true) };
+        let readings = Readings { messages: Some(true), ..Readings::default() };
         let mut inspector = Inspector::reading(Claims::new(&kinds, &[]), Limits::default(), readings);
         pieces.iter().try_for_each(|piece| inspector.push(piece)).expect("read");
         inspector.finish().expect("read");

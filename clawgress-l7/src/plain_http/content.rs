@@ -122,6 +122,7 @@ impl Body {
         let readings = Readings {
             call: reads_call.map(Calling::surface_read),
             messages: addressed.as_ref().map(Addressed::is_meant),
+            is_told: reads_call.is_some_and(Calling::is_told),
         };
         let head = match need.look() {
             Look::Content => carries::look(gateway, session, admitted),

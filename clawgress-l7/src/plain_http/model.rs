@@ -272,6 +272,12 @@ impl Calling {
         self.surface_read().is_some()
     }
 
+    /// Whether its path tells that it is one, whoever is asked.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.told == Some(llm::Told::Surely)
+    }
+
     /// Whether it is one of a call by where it goes, or by what was read of it.
     #[must_use]
     pub fn takes(&self, call: &Request) -> bool {

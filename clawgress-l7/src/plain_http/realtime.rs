@@ -124,7 +124,7 @@ impl Realtime {
                 Sent::Asks(document) => (document, true),
             };
         self.has_begun = true;
-        let readings = Readings { call: Some(Some(self.dialect.surface())), messages: None };
+        let readings = Readings { call: Some(Some(self.dialect.surface())), ..Readings::default() };
         let inspector = Inspector::reading(Claims::new(&[b"application/json"], &[]), self.limits, readings);
         let mut inspector = inspector.with_rules(&self.rules);
         let read = inspector.push(document.as_bytes()).and_then(|()| inspector.finish());

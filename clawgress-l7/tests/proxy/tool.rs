@@ -60,7 +60,7 @@ async fn server(mut stream: TcpStream, seen: Arc<Seen>) {
         let list = format!(
             "{{\"jsonrpc\":\"2.0\",\"id\":1,\"result\":{{ \"tools\":[{more}{read}, {WRITE},\n{ERASE}],\"ttl\":1.0e2}}}}"
         );
-        let answer = if body.contains("tools/list") || head.starts_with("get ") {
+        let answer = if body.contains("tools/list") || head.contains("x-list") || head.starts_with("get ") {
             list
         } else {
             r#"{"jsonrpc":"2.0","id":1,"result":{"content":[]}}"#.to_owned()
@@ -283,6 +283,9 @@ async fn lists_are_what_an_agent_may_use() {
     // Once it is what it was, it is called again.
     site.ask("/mcp", JSON, list).await;
     assert!(text(&site.ask("/mcp", JSON, &read).await).contains("\"result\""));
+    // One that comes as the answer to something else: who waits for a list may take it for that.
+    let other = site.ask("/mcp", &format!("{JSON}X-List: 1\r\n"), &read).await;
+    assert_eq!((other.status, text(&other)), (200, want));
 }
 
 /// In the newer era by an error of its own; before, there was none.

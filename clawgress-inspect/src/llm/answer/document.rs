@@ -10,7 +10,7 @@ use grammar::{is_repeat, is_sound, number};
 use kept::Kept;
 use said::{Choice, Said};
 
-use super::places::{is_call, unpacked};
+use super::places::{is_call, own_tool, unpacked};
 use super::plain::PLAIN_BYTES_MAX;
 use super::{Count, Facts};
 use crate::llm::Estimator;
@@ -546,7 +546,7 @@ impl State {
             (Node::Call, _, Some(name)) => Some(name),
             (Node::Turn, Some(kind), Some(name)) => is_call(kind).then_some(name),
             // A tool of the server's own: `web_search_call`.
-            (Node::Turn, Some(kind), None) => kind.strip_suffix("_call").map(str::to_owned),
+            (Node::Turn, Some(kind), None) => own_tool(kind).map(str::to_owned),
             _ => None,
         };
         asked.into_iter().for_each(|name| self.facts.ask(name));

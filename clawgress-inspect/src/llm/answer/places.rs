@@ -36,13 +36,18 @@ pub(in crate::llm) fn is_wrap(name: &str) -> bool {
 
 /// Whether what says that it is of this type asks for a tool by its name.
 pub(in crate::llm) fn is_call(kind: &str) -> bool {
-    matches!(kind, "tool_use" | "server_tool_use" | "mcp_tool_use" | "function.call")
+    matches!(kind, "tool_use" | "server_tool_use" | "mcp_tool_use" | "mcp_approval_request" | "function.call")
         || kind.ends_with("_call")
 }
 
 /// Whether it is one that the provider makes itself: its name is none that an agent gave.
 pub(in crate::llm) fn is_providers_call(kind: &str) -> bool {
-    matches!(kind, "server_tool_use" | "mcp_tool_use" | "mcp_call")
+    matches!(kind, "server_tool_use" | "mcp_tool_use" | "mcp_call" | "mcp_approval_request")
+}
+
+/// What the provider's own tool is called that an item of this type without a name asks for: `web_search` of `web_search_call`.
+pub(in crate::llm) fn own_tool(kind: &str) -> Option<&str> {
+    if kind == "program" { Some(kind) } else { kind.strip_suffix("_call").filter(|name| !name.is_empty()) }
 }
 
 /// Whether a member of this name holds a document in base64, of Bedrock: in a document, or in what wraps one, but in no other that

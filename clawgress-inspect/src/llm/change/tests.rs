@@ -48,6 +48,32 @@ fn parameters_are_set_and_nothing_else_changes() {
     assert_eq!(change(same, Surface::Responses, &store), Ok((same.to_owned(), Vec::new())));
 }
 
+/// Of a name that is there twice, or in other letters, servers take one or the other.
+#[test]
+fn parameters_that_are_there_twice_are_refused() {
+    let safe = Wanted { params: &[("safe_prompt", "true")], ..NOTHING };
+    for rest in [
+        r#""safe_prompt":true,"safe_prompt":false"#,
+        r#""safe_prompt":false,"safe_prompt":false"#,
+        r#""safe_\u0070rompt":true,"safe_prompt":true"#,
+        r#""Safe_Prompt":false"#,
+        r#""safe_prompt":true,"\u017fafe_prompt":false"#,
+    ] {
+        let body = format!(r#"{{"model":"mistral-large-latest","messages":[],{rest}}}"#);
+        let refused = change(&body, Surface::ChatCompletions, &safe);
+        assert_eq!(refused, Err(ChangeError::NotSo("those parameters")), "{body}");
+    }
+    let think = Wanted { params: &[("think", "false")], ..NOTHING };
+    assert!(change(r#"{"model":"m","messages":[],"Think":true}"#, Surface::OllamaChat, &think).is_err());
+    // Elsewhere it is another's.
+    check(
+        Surface::ChatCompletions,
+        &safe,
+        r#"{"model":"m","messages":[],"metadata":{"safe_prompt":false,"safe_prompt":0}}"#,
+        r#"{"safe_prompt":true,"model":"m","messages":[],"metadata":{"safe_prompt":false,"safe_prompt":0}}"#,
+    );
+}
+
 #[test]
 fn limits_are_lowered_in_each_dialect() {
     let most = Wanted { tokens_max: Some(100), ..NOTHING };

@@ -282,6 +282,21 @@ fn tools_have_the_names_that_they_are_called_by() {
         ),
         "c s"
     );
+    // Offered on the way, within what is said.
+    let said = |text: &str| takes(text).tools.join(" ");
+    for kind in ["additional_tools", "tool_search_output"] {
+        let item = format!(
+            r#"{{"type":"{kind}","role":"developer","tools":[{{"type":"function","name":"shell"}}]}}"#
+        );
+        assert_eq!(
+            said(&format!(r#"{{"model":"m","input":[{item},{{"role":"user","content":"hi"}}]}}"#)),
+            "shell"
+        );
+    }
+    let definition =
+        r#"{"type":"tool_definition","definition":{"name":"shell","input_schema":{"type":"object"}}}"#;
+    let addition = format!(r#"{{"role":"user","content":[{{"type":"tool_addition","tool":{definition}}}]}}"#);
+    assert_eq!(said(&format!(r#"{{"model":"m","messages":[{addition}]}}"#)), "shell tool_definition");
     let root = takes(r#"{"web_search_options":{},"search_parameters":{},"plugins":[{"id":"web"}]}"#);
     assert_eq!(root.tools.join(" "), "web_search_options search_parameters web");
     assert_eq!(tools(r#"{"name":"a"}"#), "a", "not in a list");
@@ -505,6 +520,16 @@ fn what_only_the_server_has_is_told() {
         (r#"{"contents":[],"cachedContent":"c"}"#, true),
         (r#"{"input":"x","tools":[{"type":"mcp","server_url":"https://t.test/"}]}"#, true),
         (r#"{"input_file_id":"f"}"#, true),
+        (r#"{"input":"x","tools":[{"type":"mcp","connector_id":"connector_gmail"}]}"#, true),
+        (r#"{"input":"x","tools":[{"type":"file_search","vector_store_ids":["v"]}]}"#, true),
+        (r#"{"input":"x","tools":[{"type":"code_interpreter","container":{"type":"auto"}}]}"#, false),
+        (r#"{"contents":[],"tools":[{"fileSearch":{"fileSearchStoreNames":["s"]}}]}"#, true),
+        (r#"{"messages":[],"container":{"id":"c","skills":[]}}"#, true),
+        (r#"{"messages":[],"data_sources":[{"type":"azure_search"}]}"#, true),
+        (
+            r#"{"messages":[{"role":"user","content":[{"document":{"format":"pdf","name":"x","source":{"s3Location":{"uri":"s3://b/k.pdf"}}}}]}]}"#,
+            true,
+        ),
     ] {
         assert_eq!(takes(body).is_partial, is_partial, "{body}");
     }

@@ -130,6 +130,10 @@ const ROWS: &[Row] = &[
         "us.anthropic.claude-v1:0",
         Some(true),
     ),
+    ("us-east-1.api.x.ai/v1/chat/completions", "xai", S::ChatCompletions, "", None),
+    ("api.business.githubcopilot.com/chat/completions", "github", S::ChatCompletions, "", None),
+    ("a.openai.azure.us/openai/v1/responses", "azure", S::Responses, "", None),
+    ("westus.api.cognitive.microsoft.com/openai/v1/chat/completions", "azure", S::ChatCompletions, "", None),
     ("bedrock-runtime.eu-west-1.amazonaws.com/model/m/invoke", "bedrock", S::Invoke, "m", Some(false)),
     ("bedrock-runtime.eu-west-1.amazonaws.com/model/m/fly", "bedrock", S::Other, "", None),
     (

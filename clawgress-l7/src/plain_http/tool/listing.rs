@@ -161,7 +161,8 @@ impl Listing {
         if let Some(other) = self.asking.hear((granted, exchange), text)? {
             return Ok(Some(other));
         }
-        if !self.lists && !self.is_stream {
+        // Who asked for a list takes it from another's answer, too.
+        if !self.lists && !self.is_stream && !may_list(text) {
             return Ok(None);
         }
         let less = self.list(granted, text)?;
@@ -217,3 +218,8 @@ impl Listing {
 /// Why an answer does not go on.
 const TOO_LARGE: &str =
     "a tool server's answer, or an event of it, is larger than 8 MiB: what it lists or asks can't be judged";
+
+/// Whether a document may have tools in it, in whatever letters it is written.
+fn may_list(text: &[u8]) -> bool {
+    std::str::from_utf8(text).is_ok_and(|text| text.contains("tools") || text.contains("\\u"))
+}

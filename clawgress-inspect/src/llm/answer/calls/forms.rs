@@ -1,6 +1,6 @@
 //! Where each dialect has its calls, whole and in parts. Must never pass over one that a client of the dialect would take.
 
-use super::super::places::{is_call, is_packed};
+use super::super::places::{is_call, is_packed, own_tool};
 use super::{Calls, CallsError, Key, Order, Part};
 use crate::tool::Value;
 
@@ -341,7 +341,7 @@ fn item_name(item: &Value) -> Option<&str> {
     match item.member("name").and_then(Value::text).filter(|name| !name.is_empty()) {
         Some(name) if is_call(kind) => Some(name),
         Some(_) => None,
-        None => kind.strip_suffix("_call").filter(|name| !name.is_empty()),
+        None => own_tool(kind),
     }
 }
 

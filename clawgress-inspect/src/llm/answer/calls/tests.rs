@@ -92,6 +92,12 @@ fn dialects() -> Vec<(&'static str, Format, Vec<u8>, Vec<&'static str>)> {
             r#"{"type":"content_block_stop","index":1}"#,
             r#"{"type":"message_stop"}"#,
         ]), vec!["sh {\"x\":2}"]),
+        // What the provider calls once its client approves, and what it runs itself.
+        ("approval", sse, events(&[
+            r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"mcp_approval_request","id":"m","server_label":"gh","name":"delete_repo","arguments":""}}"#,
+            r#"{"type":"response.output_item.done","output_index":0,"item":{"type":"mcp_approval_request","id":"m","server_label":"gh","name":"delete_repo","arguments":"{\"repo\":\"a\"}"}}"#,
+            r#"{"type":"response.completed","response":{"output":[{"type":"mcp_approval_request","id":"m","name":"delete_repo","arguments":"{\"repo\":\"a\"}"}]}}"#,
+        ]), vec!["delete_repo {\"repo\":\"a\"}"]),
         ("gemini", sse, events(&[
             r#"{"candidates":[{"content":{"parts":[{"text":"a"},{"functionCall":{"name":"sh","args":{"x":1}}},{"functionCall":{"name":"ls"}}]}}]}"#,
         ]), vec!["sh {\"x\":1}", "ls "]),
@@ -166,6 +172,10 @@ fn answers_that_do_not_stream_tell_the_same() {
         (
             r#"{"output":[{"type":"function_call","name":"sh","arguments":"{\"x\":1}"},{"type":"local_shell_call","id":"i","status":"completed","action":{"command":["rm","-rf"]}}]}"#,
             vec!["sh {\"x\":1}", "local_shell {\"action\":{\"command\":[\"rm\",\"-rf\"]}}"],
+        ),
+        (
+            r#"{"output":[{"type":"mcp_approval_request","id":"m","name":"delete_repo","arguments":"{}"},{"type":"program","call_id":"c","code":"run()"}]}"#,
+            vec!["delete_repo {}", "program {\"code\":\"run()\"}"],
         ),
         (
             r#"[{"candidates":[{"content":{"parts":[{"functionCall":{"name":"sh","args":{"x":1}}}]}}]}]"#,
