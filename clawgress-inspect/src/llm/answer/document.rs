@@ -438,19 +438,10 @@ impl State {
     }
 
     fn says(&mut self, what: usize, bytes: &[u8]) {
-        // Sound in base64 is heard like anything a server says, but no tokens of text.
-        if !self.is_sound() {
-            self.estimator.push(bytes);
-        }
+        self.estimator.push(bytes);
         if let Some(said) = &mut self.said {
             said.push(self.choice.number(), what, bytes);
         }
-    }
-
-    /// Whether what is at hand is a piece of sound: the Responses API has it where another event has text.
-    fn is_sound(&self) -> bool {
-        let is = |kind: &str| matches!(kind, "response.audio.delta" | "response.output_audio.delta");
-        self.frames.len() == 1 && self.typed.as_ref().is_some_and(|(depth, kind)| *depth == 1 && is(kind))
     }
 
     /// The next answer of those beside one another begins, if it is one.

@@ -21,6 +21,8 @@ pub(in crate::llm) fn is_turn(name: &str) -> bool {
             | "start"
             | "contentBlock"
             | "generations"
+            | "step"
+            | "steps"
     )
 }
 
@@ -31,7 +33,7 @@ pub(in crate::llm) fn is_calls(name: &str) -> bool {
 
 /// Whether a member of this name wraps a document.
 pub(in crate::llm) fn is_wrap(name: &str) -> bool {
-    matches!(name, "response" | "message" | "delta" | "x_groq")
+    matches!(name, "response" | "message" | "delta" | "x_groq" | "interaction")
 }
 
 /// Whether what says that it is of this type asks for a tool by its name.

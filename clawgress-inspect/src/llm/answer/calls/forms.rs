@@ -30,6 +30,7 @@ impl Calls {
         self.blocks(root);
         self.candidates(root);
         self.items(root);
+        self.steps(root);
         self.cohere(root);
         for name in ["message", "output"] {
             // Of Ollama and Cohere; of Converse, whose message is in its output.
@@ -224,6 +225,38 @@ impl Calls {
                     self.again(key, full, is_input);
                 }
             }
+        }
+    }
+
+    /// Of Gemini's interactions.
+    fn steps(&mut self, root: &Value) {
+        for holder in [Some(root), root.member("interaction")].into_iter().flatten() {
+            let steps = holder.member("steps").map(Value::items).unwrap_or_default();
+            steps.iter().for_each(|step| self.item(step));
+        }
+        match kind(root) {
+            Some("step.start") => {
+                let place = self.numbered(root, "index");
+                let Some(step) = root.member("step").filter(|step| item_name(step).is_some()) else { return };
+                self.require(place.is_some());
+                let part = Part { name: item_name(step), ..function(step, None) };
+                self.part(Key::Item(place.unwrap_or_default()), part, true);
+            }
+            Some("step.delta") => {
+                let Some(arguments) = root.member("delta").and_then(|delta| delta.member("arguments")) else {
+                    return;
+                };
+                let key = self.numbered(root, "index").map(Key::Item);
+                self.require_newest(key);
+                let part = Part { arguments: Some(arguments), ..Part::default() };
+                self.part(key.unwrap_or(Key::Item(0)), part, false);
+            }
+            Some("step.stop") => {
+                if let Some(n) = number(root, "index") {
+                    self.close(|key| key == Key::Item(n));
+                }
+            }
+            _ => {}
         }
     }
 

@@ -98,6 +98,17 @@ fn dialects() -> Vec<(&'static str, Format, Vec<u8>, Vec<&'static str>)> {
             r#"{"type":"response.output_item.done","output_index":0,"item":{"type":"mcp_approval_request","id":"m","server_label":"gh","name":"delete_repo","arguments":"{\"repo\":\"a\"}"}}"#,
             r#"{"type":"response.completed","response":{"output":[{"type":"mcp_approval_request","id":"m","name":"delete_repo","arguments":"{\"repo\":\"a\"}"}]}}"#,
         ]), vec!["delete_repo {\"repo\":\"a\"}"]),
+        ("interactions", sse, events(&[
+            r#"{"event_type":"interaction.created","interaction":{"id":"i","status":"in_progress"}}"#,
+            r#"{"event_type":"step.start","index":0,"step":{"type":"thought"}}"#,
+            r#"{"event_type":"step.delta","index":0,"delta":{"type":"thought_summary","content":{"type":"text","text":"hm"}}}"#,
+            r#"{"event_type":"step.stop","index":0}"#,
+            r#"{"event_type":"step.start","index":1,"step":{"type":"function_call","id":"c","name":"sh","arguments":{}}}"#,
+            r#"{"event_type":"step.delta","index":1,"delta":{"type":"arguments_delta","arguments":"{\"x\":"}}"#,
+            r#"{"event_type":"step.delta","index":1,"delta":{"type":"arguments_delta","arguments":"1}"}}"#,
+            r#"{"event_type":"step.stop","index":1}"#,
+            r#"{"event_type":"interaction.completed","interaction":{"id":"i","status":"completed"}}"#,
+        ]), vec!["sh {\"x\":1}"]),
         ("gemini", sse, events(&[
             r#"{"candidates":[{"content":{"parts":[{"text":"a"},{"functionCall":{"name":"sh","args":{"x":1}}},{"functionCall":{"name":"ls"}}]}}]}"#,
         ]), vec!["sh {\"x\":1}", "ls "]),
@@ -176,6 +187,10 @@ fn answers_that_do_not_stream_tell_the_same() {
         (
             r#"{"output":[{"type":"mcp_approval_request","id":"m","name":"delete_repo","arguments":"{}"},{"type":"program","call_id":"c","code":"run()"}]}"#,
             vec!["delete_repo {}", "program {\"code\":\"run()\"}"],
+        ),
+        (
+            r#"{"id":"i","status":"completed","steps":[{"type":"function_call","id":"c","name":"sh","arguments":{"x":1}}],"usage":{"total_input_tokens":5}}"#,
+            vec!["sh {\"x\":1}"],
         ),
         (
             r#"[{"candidates":[{"content":{"parts":[{"functionCall":{"name":"sh","args":{"x":1}}}]}}]}]"#,

@@ -103,14 +103,19 @@ fn turn(name: &str) -> Node {
 fn usage(name: &str) -> Node {
     Node::Count(match name {
         "prompt_tokens" => Count::Prompt,
-        "input_tokens" | "promptTokenCount" | "inputTokens" | "inputTokenCount" => Count::Input,
+        "input_tokens" | "promptTokenCount" | "inputTokens" | "inputTokenCount" | "total_input_tokens" => {
+            Count::Input
+        }
         "completion_tokens"
         | "output_tokens"
         | "candidatesTokenCount"
         | "outputTokens"
-        | "outputTokenCount" => Count::Output,
+        | "outputTokenCount"
+        | "total_output_tokens" => Count::Output,
         "total_tokens" | "totalTokens" | "totalTokenCount" => Count::Total,
-        "cached_tokens" | "cachedContentTokenCount" | "prompt_cache_hit_tokens" => Count::Cached,
+        "cached_tokens" | "cachedContentTokenCount" | "prompt_cache_hit_tokens" | "total_cached_tokens" => {
+            Count::Cached
+        }
         "cache_write_tokens" => Count::CacheWritten,
         "cache_read_input_tokens" | "cacheReadInputTokens" | "cacheReadInputTokenCount" => {
             Count::CachedBesides
@@ -118,9 +123,9 @@ fn usage(name: &str) -> Node {
         "cache_creation_input_tokens" | "cacheWriteInputTokens" | "cacheWriteInputTokenCount" => {
             Count::CacheWrittenBesides
         }
-        "toolUsePromptTokenCount" => Count::ToolPrompt,
+        "toolUsePromptTokenCount" | "total_tool_use_tokens" => Count::ToolPrompt,
         "reasoning_tokens" => Count::Reasoning,
-        "thoughtsTokenCount" => Count::Thoughts,
+        "thoughtsTokenCount" | "total_thought_tokens" => Count::Thoughts,
         // What Cohere bills; and what else is said of counts.
         "billed_units" => return Node::Usage,
         // Those in the singular are of realtime conversations and of transcriptions.
@@ -164,6 +169,7 @@ pub(in super::super) fn is_over(kind: &str) -> bool {
             | "speech.audio.done"
             | "message-end"
             | "stream-end"
+            | "interaction.completed"
     )
 }
 
