@@ -190,6 +190,20 @@ impl Site {
         self.upstream.seen.bytes.lock().clone()
     }
 
+    /// The messages that the server has got, once one of them is a close.
+    pub async fn told(&self) -> Vec<Message> {
+        let closed = async {
+            loop {
+                let got = messages(&self.upstream.seen.bytes.lock());
+                if got.iter().any(|message| matches!(message, Message::Close { .. })) {
+                    return got;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, closed).await.expect("the server is told")
+    }
+
     /// The one WebSocket that there was, once it has ended.
     pub async fn ended(&self, n: usize) -> (AuditRecord, AuditRecord) {
         self.gateway.ended(n).await
@@ -312,7 +326,7 @@ async fn what_may_not_be_sent_closes_it_both_ways() {
         assert!(client.rest().await.is_empty());
         let (decision, outcome) = site.ended(n).await;
         assert_eq!(reason, format!("policy_forbidden (request {})", decision.request), "{n}");
-        let got = messages(&site.got(1).await);
+        let got = site.told().await;
         let told = Message::Close { code: Some(1008), reason: reason.clone() };
         assert_eq!((code, got), (1008, vec![Message::Text(b"hello".to_vec()), told]), "{n}");
         assert_eq!(outcome.reason, Some(DropReason::PolicyForbidden));
@@ -366,7 +380,7 @@ async fn what_can_not_be_read_ends_it() {
         let detail = outcome.detail.unwrap_or_default();
         assert!(detail.starts_with("messages were not read: "), "{detail}");
         assert_eq!(detail.ends_with("see `hold_bytes_max` in [content]"), status == 1009, "{detail}");
-        let told = messages(&site.got(1).await);
+        let told = site.told().await;
         assert!(matches!(told[..], [Message::Close { code: Some(code), .. }] if code == status), "{told:?}");
     }
     // A server that uses what it was not offered.
@@ -427,7 +441,7 @@ async fn what_comes_back_is_judged_where_policy_asks() {
     );
     let answer = outcome.attributes.and_then(|attributes| attributes.answer).expect("an answer");
     assert_eq!((answer.status, answer.payload.findings), (101, vec!["private_key".to_owned()]));
-    let got = messages(&site.got(1).await);
+    let got = site.told().await;
     assert_eq!(got.last(), Some(&Message::Close { code: Some(1008), reason }), "{got:?}");
 }
 

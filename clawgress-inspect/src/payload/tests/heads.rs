@@ -1,0 +1,51 @@
+//! What heads say of bodies, and hide nothing by.
+
+use super::*;
+
+/// Servers of models that don't look at what is said of a body take it for a document.
+#[test]
+fn a_head_that_lies_hides_no_call_where_the_path_tells_of_one() {
+    let body = br#"{"model":"llama3","messages":[{"role":"user","content":"hi"}]}"#;
+    for (is_told, is_call) in [(true, true), (false, false)] {
+        let readings = Readings { call: Some(None), messages: None, is_told };
+        let claims = Claims::new(&[b"application/x-ndjson"], &[]);
+        let mut inspector = Inspector::reading(claims, Limits::default(), readings);
+        inspector.push(body).and_then(|()| inspector.finish()).expect("read");
+        assert_eq!(inspector.call().is_some_and(|call| call.is_call()), is_call, "{is_told}");
+    }
+}
+
+#[test]
+fn a_head_that_lies_hides_no_messages() {
+    let body = r#" {"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"sh"}}"#.as_bytes();
+    let wide: Vec<u8> = body.iter().flat_map(|byte| [*byte, 0]).collect();
+    let big: Vec<u8> = [0xfe, 0xff].into_iter().chain(body.iter().flat_map(|byte| [0, *byte])).collect();
+    for (kind, coding, body) in [
+        ("", "gzip", body),
+        ("text/plain", "gzip", body),
+        ("text/plain", "foo", body),
+        ("", "gzip, gzip", body),
+        ("multipart/form-data; boundary=b", "", body),
+        ("", "", &wide),
+        ("application/octet-stream", "", &wide),
+        ("application/octet-stream", "", &big),
+        ("text/plain; charset=utf-16", "", &wide),
+    ] {
+        for size in [2, 5, body.len()] {
+            let fields = |text: &'static str| if text.is_empty() { vec![] } else { vec![text.as_bytes()] };
+            let claims = Claims::new(&fields(kind), &fields(coding));
+            let readings = Readings { messages: Some(false), ..Readings::default() };
+            let mut inspector = Inspector::reading(claims, Limits::default(), readings);
+            let _ = body.chunks(size).try_for_each(|piece| inspector.push(piece));
+            let _ = inspector.finish();
+            let messages = inspector.messages().expect("read");
+            assert!(messages.is_doubtful() || messages.is_like(), "{kind} {coding} by {size}");
+        }
+    }
+    // What is no JSON by its first byte is none.
+    let claims = Claims::new(&[b"application/octet-stream"], &[]);
+    let readings = Readings { messages: Some(false), ..Readings::default() };
+    let mut inspector = Inspector::reading(claims, Limits::default(), readings);
+    assert_eq!((inspector.push(b"\x00\x01\x00\x02{"), inspector.finish()), (Ok(()), Ok(())));
+    assert!(!inspector.messages().expect("read").is_doubtful());
+}
