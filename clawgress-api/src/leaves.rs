@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use prost::Message;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
 
 use crate::proto::{MintRequest, MintResponse};
 use crate::socket::Servers;
@@ -23,8 +24,9 @@ const RESPONSE_BYTES_MAX: usize = 128 * 1024;
 const LENGTH_BYTES: usize = 4;
 /// Bytes read at once: a question, and an answer without a chain, come whole.
 const READ_BYTES: usize = 2048;
-/// Connections kept while nobody asks by them: as many as L7 asks by at once.
-const IDLE_MAX: usize = 64;
+/// Connections of one client, also while nobody asks by them: the keys role has 256 places, for six processes of L7 and some that
+/// end. Signing takes a processor, so that more would wait there.
+const CONNECTIONS_MAX: usize = 32;
 
 /// Asks for certificates.
 #[derive(Debug)]
@@ -32,6 +34,7 @@ pub struct Client {
     path: PathBuf,
     servers: Servers,
     idle: Mutex<Vec<UnixStream>>,
+    places: Semaphore,
 }
 
 // === impl Client ===
@@ -40,7 +43,8 @@ impl Client {
     /// Asks who listens at `path`, if it is one of `servers`. Connects when it is asked first, and again by itself.
     #[must_use]
     pub fn new(path: &Path, servers: Servers) -> Self {
-        Client { path: path.to_owned(), servers, idle: Mutex::default() }
+        let places = Semaphore::new(CONNECTIONS_MAX);
+        Client { path: path.to_owned(), servers, idle: Mutex::default(), places }
     }
 
     /// Asks. Takes as long as the answer does: whoever gives up drops this, and the connection with it.
@@ -48,6 +52,7 @@ impl Client {
     /// # Errors
     /// If nobody is there who may be, or what comes is no answer. What the keys role refuses is an answer.
     pub async fn mint(&self, request: &MintRequest) -> io::Result<MintResponse> {
+        let _place = self.places.acquire().await.map_err(io::Error::other)?;
         let kept = self.idle().pop();
         if let Some(stream) = kept {
             match self.ask(stream, request).await {
@@ -64,10 +69,7 @@ impl Client {
         let mut buffer = Vec::new();
         let answer = read(&mut stream, &mut buffer, RESPONSE_BYTES_MAX).await?;
         let answer = answer.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let mut idle = self.idle();
-        if idle.len() < IDLE_MAX {
-            idle.push(stream);
-        }
+        self.idle().push(stream);
         Ok(answer)
     }
 
@@ -185,7 +187,10 @@ mod tests {
             let answer = answer.expect("answered");
             assert_eq!(answer.chain.first().map(Vec::as_slice), Some(one.host.as_bytes()), "each its own");
         }
-        assert!(client.idle().len() <= IDLE_MAX);
+        assert!(
+            made.load(Ordering::Relaxed) <= CONNECTIONS_MAX,
+            "200 questions at once: {made:?} connections"
+        );
         server.abort();
         let _ = server.await;
         let _again = keys(bind(&path, 0o600).expect("bind"), made);

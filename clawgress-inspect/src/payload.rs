@@ -177,8 +177,8 @@ pub struct Readings {
     pub call: Option<Option<Surface>>,
     /// As messages to a tool server: whether it goes to one that is known, and so is a document whatever is said of it.
     pub messages: Option<bool>,
-    /// Whether where it goes tells that it is a call, whoever is asked: it is one document then, also where several are said to
-    /// follow one another, as servers take it that don't look at what is said.
+    /// Whether where it goes tells that it is a call, whoever is asked: it may be one then, also where several documents are said to
+    /// follow one another, since servers may not look at what is said.
     pub is_told: bool,
 }
 
@@ -329,10 +329,8 @@ impl Inspector {
         if let Some(surface) = surface {
             claims.is_document(surface.takes_forms());
         }
-        if readings.is_told && claims.is_sequence() {
-            claims.is_document(true);
-        }
-        let may_be = readings.call.is_some() && (surface.is_some() || !claims.is_sequence());
+        let may_be =
+            readings.call.is_some() && (surface.is_some() || !claims.is_sequence() || readings.is_told);
         if readings.messages == Some(true) {
             claims.is_document(false);
         }

@@ -455,10 +455,7 @@ impl<'a> Established<'a> {
                 then(opaque::carry(gateway, self.exchange, subject, stream, upstream, held, enforced))
             }
             Err(failed) => {
-                failed.way.iter().for_each(|way| self.exchange.way(way));
-                let _ = self.exchange.allow(&ruling);
-                self.exchange.end(End { reason: Some(failed.reason), ..End::default() });
-                None
+                opaque::unreached(self.exchange, &subject.content, (stream, status), &ruling, failed)
             }
         }
     }

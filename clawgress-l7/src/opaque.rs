@@ -490,17 +490,27 @@ async fn establish(
             let enforced = Enforced { effects: ruling.effects, status: None };
             then(carry(gateway, exchange, subject, stream, upstream, held, enforced))
         }
-        Err(failed) => {
-            exchange.content(&subject.content);
-            failed.way.iter().for_each(|way| exchange.way(way));
-            let _ = exchange.allow(&ruling);
-            exchange.end(End { reason: Some(failed.reason), ..End::default() });
-            if subject.content == Content::Unknown {
-                return None;
-            }
-            then(async move { peek::say_and_close(stream, &page::alert(failed.reason)).await })
-        }
+        Err(failed) => unreached(exchange, &subject.content, (stream, None), &ruling, failed),
     }
+}
+
+/// Ends what is permitted, and can't be connected: a client that speaks TLS is told so as TLS has it. It was answered with this status
+/// before, if it was answered.
+pub fn unreached(
+    mut exchange: Exchange,
+    content: &Content,
+    (stream, status): (Stream, Option<u16>),
+    ruling: &Ruling,
+    failed: dial::Failed,
+) -> Rest<'static> {
+    exchange.content(content);
+    failed.way.iter().for_each(|way| exchange.way(way));
+    let _ = exchange.allow(ruling);
+    exchange.end(End { reason: Some(failed.reason), status, ..End::default() });
+    if *content == Content::Unknown {
+        return None;
+    }
+    then(async move { peek::say_and_close(stream, &page::alert(failed.reason)).await })
 }
 
 /// What was done before a tunnel is carried.

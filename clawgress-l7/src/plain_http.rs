@@ -572,6 +572,10 @@ impl ProxyHttp for App {
             let answer = respond(session, exchange.denial(reason), client, Answered::default());
             let _ = Box::pin(answer).await;
         }
+        if error_code != 0 && !session.is_http2() {
+            // Pingora closes at once, on what the client still sends: a reset, which the answer could be lost to.
+            Box::pin(session.shutdown()).await;
+        }
         FailToProxy { error_code, can_reuse_downstream: false }
     }
 

@@ -74,6 +74,10 @@ pub(super) enum Node {
     /// What an image is made of: texts, and other images.
     Drawing,
     StoredPrompt,
+    /// A tool that a message offers; or a text by the same name.
+    Offer,
+    /// Where a tool runs: a new place, or one that the provider has.
+    Container,
 }
 
 use Node as N;
@@ -170,11 +174,12 @@ const ASIDE: [(&str, Node); 47] = [
 ];
 
 /// What holds a tool that is offered within a message, of Anthropic.
-pub(super) const DEFINITION: &str = "definition";
+const DEFINITION: &str = "definition";
+/// Members of tools that are none themselves.
+pub(super) const NO_TOOLS: [&str; 4] = ["cachePoint", DEFINITION, "container", "environment"];
 
 /// What tools name that only their provider has: stores of files, and who answers.
-const ELSEWHERE: [&str; 6] =
-    ["connector_id", "vector_store_ids", "fileSearch", "file_search", "retrieval", "file_ids"];
+const ELSEWHERE: [&str; 5] = ["connector_id", "vector_store_ids", "fileSearch", "file_search", "retrieval"];
 
 /// The same of what configures an answer.
 const ASIDE_CONFIG: [&str; 6] = [
@@ -215,6 +220,7 @@ impl Node {
                 _ => N::Skip,
             },
             N::Tool => tool(key),
+            N::Container if key == Key::FileId => N::Remote,
             N::McpServers => match key {
                 Key::Name => N::ToolName,
                 Key::Url => N::Remote,
@@ -283,6 +289,8 @@ impl Node {
             // What one is that is offered on the way.
             N::Tool if name == DEFINITION => N::Tools,
             N::Tool if ELSEWHERE.contains(&name) => N::Remote,
+            N::Tool if name == "container" || name == "environment" => N::Container,
+            N::Container if ["file_ids", "skills", "container_id"].contains(&name) => N::Remote,
             N::Attachment if name == "s3Location" => N::Attachment,
             N::Attachment if name == "uri" => N::Link,
             N::Output if name.eq_ignore_ascii_case("format") => N::Format,
@@ -309,7 +317,7 @@ impl Node {
             (N::Content(from), true) => N::Part(from),
             (N::Say(_), true) => N::Part(None),
             (N::ToolCalls, true) => N::ToolCall,
-            (N::Tools, true) => N::Tool,
+            (N::Tools | N::Offer, true) => N::Tool,
             (N::Documents, true) => N::Document,
             (N::Requests, true) => N::Root,
             (N::Prompt, true) => N::StoredPrompt,
@@ -422,7 +430,7 @@ fn part(key: Key, from: Option<Provenance>) -> Node {
         Key::Input | Key::Args | Key::Arguments => N::Every(Provenance::ToolArguments),
         Key::FunctionCall | Key::ToolUse => N::ToolCall,
         // Offered on the way: of Anthropic.
-        Key::Tool if from.is_none() => N::Tools,
+        Key::Tool if from.is_none() => N::Offer,
         Key::FunctionResponse | Key::ToolResult => N::ToolCall,
         Key::Response | Key::Output | Key::Json | Key::Results => N::Every(Provenance::ToolOutput),
         Key::ExecutableCode => N::Every(Provenance::Model),

@@ -343,6 +343,7 @@ impl Request {
                 }
                 self.begin_text(Some(from))
             }
+            (Node::Offer, Kind::Text) => self.begin_text(Some(Provenance::Unknown)),
             (Node::Output, Kind::Text) => {
                 self.texts.message(Some(Role::User), sink);
                 self.begin_text(None)
@@ -492,7 +493,7 @@ impl Request {
             self.next = frame.node.other(name);
             self.wraps = self.next == Node::Root;
             self.call.is_partial |= frame.node == Node::Attachment && self.next == Node::Link;
-            if frame.node == Node::Tool && !["cachePoint", grammar::DEFINITION].contains(&name) {
+            if frame.node == Node::Tool && !grammar::NO_TOOLS.contains(&name) {
                 let name = if name.is_empty() { UNNAMED } else { name }.to_owned();
                 return self.perhaps_tool(name);
             }
@@ -573,7 +574,7 @@ impl Request {
                 self.call.end_user.get_or_insert(user);
             }
             (Node::MediaType, Kind::Text, Some(text)) => self.attachment.media_type(text),
-            (Node::Remote, Kind::Text, _) => self.call.is_partial = true,
+            (Node::Remote | Node::Container, Kind::Text, _) => self.call.is_partial = true,
             _ => {}
         }
         Ok(())

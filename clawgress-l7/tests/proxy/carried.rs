@@ -24,6 +24,28 @@ const UNASKED: &str = r#"
 @id("http") permit (principal == Agent::"web", action == Action::"http", resource);
 "#;
 
+/// What fails is told, also to who still sends: a connection that is closed on what nobody has read is reset, and the answer may be
+/// lost to that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_to_what_failed_is_not_lost_to_what_is_still_sent() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let site = Site::start(UNASKED).await;
+    let closed =
+        std::net::TcpListener::bind("127.1.0.1:0").expect("bind").local_addr().expect("address").port();
+    let (host, auth) = (format!("api.allowed.test:{closed}"), site.gateway.web());
+    for body in [20_000, 200_000] {
+        let mut client = tokio::net::TcpStream::connect(site.gateway.proxy).await.expect("connect");
+        let head =
+            format!("POST http://{host}/x HTTP/1.1\r\nHost: {host}\r\n{auth}Content-Length: {body}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.expect("the head");
+        client.write_all(&vec![b'x'; body]).await.expect("the body");
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(PATIENCE, client.read_to_end(&mut answer)).await.expect("in time");
+        assert!(answer.starts_with(b"HTTP/1.1 502"), "{}", String::from_utf8_lossy(&answer));
+        read.expect("an end, and no reset");
+    }
+}
+
 const SECRET: &str = "user=alice&password=hunter2&note=nothing else";
 
 struct Site {

@@ -336,6 +336,27 @@ async fn a_destination_that_is_away_is_asked_for_all_the_same() {
     );
 }
 
+/// Who was told to begin before anybody was dialled is told that nobody is there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_can_not_be_reached_behind_a_200_is_told_as_tls_has_it() {
+    let (gateway, _upstream, _) = with(
+        r#"@id("t") permit (principal, action == Action::"tls", resource == Host::"api.allowed.test");
+        @id("u") permit (principal, action == Action::"tunnel", resource == Host::"api.allowed.test");
+        @id("look") @effect("alert") @severity("high")
+        permit (principal, action == Action::"tunnel", resource == Host::"api.allowed.test");"#,
+    )
+    .await;
+    let closed = std::net::TcpListener::bind("127.1.0.1:0").expect("bind").local_addr().expect("address");
+    let (mut client, answer) = gateway.connect(&format!("api.allowed.test:{}", closed.port())).await;
+    assert_eq!(answer.status, 200, "what it is obliged to its hello tells");
+    client.send(crate::tunnels::hello("api.allowed.test")).await;
+    let alert = client.rest().await;
+    assert_eq!((alert.first(), alert.len()), (Some(&21), 7), "{alert:?}");
+    let (decision, outcome) = gateway.exchange(0).await;
+    assert_eq!((decision.reason, outcome.reason), (None, Some(DropReason::UpstreamFailed)));
+    assert_eq!(outcome.status, Some(200));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guard_that_only_logs_is_told_and_decides_nothing() {
     let (gateway, upstream, host) = with(

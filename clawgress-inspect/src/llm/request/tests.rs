@@ -296,7 +296,7 @@ fn tools_have_the_names_that_they_are_called_by() {
     let definition =
         r#"{"type":"tool_definition","definition":{"name":"shell","input_schema":{"type":"object"}}}"#;
     let addition = format!(r#"{{"role":"user","content":[{{"type":"tool_addition","tool":{definition}}}]}}"#);
-    assert_eq!(said(&format!(r#"{{"model":"m","messages":[{addition}]}}"#)), "shell tool_definition");
+    assert_eq!(said(&format!(r#"{{"model":"m","messages":[{addition}]}}"#)), "shell");
     let root = takes(r#"{"web_search_options":{},"search_parameters":{},"plugins":[{"id":"web"}]}"#);
     assert_eq!(root.tools.join(" "), "web_search_options search_parameters web");
     assert_eq!(tools(r#"{"name":"a"}"#), "a", "not in a list");
@@ -523,6 +523,11 @@ fn what_only_the_server_has_is_told() {
         (r#"{"input":"x","tools":[{"type":"mcp","connector_id":"connector_gmail"}]}"#, true),
         (r#"{"input":"x","tools":[{"type":"file_search","vector_store_ids":["v"]}]}"#, true),
         (r#"{"input":"x","tools":[{"type":"code_interpreter","container":{"type":"auto"}}]}"#, false),
+        (r#"{"input":"x","tools":[{"type":"code_interpreter","container":"cntr_1"}]}"#, true),
+        (
+            r#"{"input":"x","tools":[{"type":"code_interpreter","container":{"type":"auto","file_ids":["f"]}}]}"#,
+            true,
+        ),
         (r#"{"contents":[],"tools":[{"fileSearch":{"fileSearchStoreNames":["s"]}}]}"#, true),
         (r#"{"messages":[],"container":{"id":"c","skills":[]}}"#, true),
         (r#"{"messages":[],"data_sources":[{"type":"azure_search"}]}"#, true),

@@ -3,6 +3,9 @@
 use super::{CallError, Frame, Key, Node, Request, TOOLS_MAX, UNNAMED};
 use crate::llm::call::{Choice, is_manner};
 
+/// Types that are no names: of what has one of its own, or has another tool within.
+const WRAPS: [&str; 4] = ["function", "custom", "tool_definition", "tool_reference"];
+
 impl Request {
     /// A member of a tool that is no known one: one of its own where the tool has no name and no type.
     pub(super) fn perhaps_tool(&mut self, name: String) -> Result<(), CallError> {
@@ -34,7 +37,7 @@ impl Request {
         let is_bare = self.offered == frame.offered;
         for (_, kind) in kinds {
             // What providers run themselves is called by either.
-            if is_bare || !is_inner && !matches!(&*kind, "function" | "custom") {
+            if is_bare || !is_inner && !WRAPS.contains(&&*kind) {
                 self.offer(kind)?;
             }
         }

@@ -12,6 +12,11 @@ fn a_head_that_lies_hides_no_call_where_the_path_tells_of_one() {
         let mut inspector = Inspector::reading(claims, Limits::default(), readings);
         inspector.push(body).and_then(|()| inspector.finish()).expect("read");
         assert_eq!(inspector.call().is_some_and(|call| call.is_call()), is_call, "{is_told}");
+        // Several are read as before.
+        let claims = Claims::new(&[b"application/x-ndjson"], &[]);
+        let mut inspector = Inspector::reading(claims, Limits::default(), readings);
+        inspector.push(b"{\"a\":1}\n{\"b\":2}\n").and_then(|()| inspector.finish()).expect("read");
+        assert!(inspector.call().is_none_or(|call| !call.is_call()), "{is_told}");
     }
 }
 

@@ -161,10 +161,7 @@ impl Listing {
         if let Some(other) = self.asking.hear((granted, exchange), text)? {
             return Ok(Some(other));
         }
-        // Who asked for a list takes it from another's answer, too.
-        if !self.lists && !self.is_stream && !may_list(text) {
-            return Ok(None);
-        }
+        // Also where it was none that was asked for: who waits for a list may take it from another's answer.
         let less = self.list(granted, text)?;
         Ok(less.map(|Filtered { body, removed }| {
             let room = REMOVED_TOLD.saturating_sub(self.removed.len());
@@ -218,8 +215,3 @@ impl Listing {
 /// Why an answer does not go on.
 const TOO_LARGE: &str =
     "a tool server's answer, or an event of it, is larger than 8 MiB: what it lists or asks can't be judged";
-
-/// Whether a document may have tools in it, in whatever letters it is written.
-fn may_list(text: &[u8]) -> bool {
-    std::str::from_utf8(text).is_ok_and(|text| text.contains("tools") || text.contains("\\u"))
-}
