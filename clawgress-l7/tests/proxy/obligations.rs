@@ -342,8 +342,8 @@ async fn what_can_not_be_reached_behind_a_200_is_told_as_tls_has_it() {
     let (gateway, _upstream, _) = with(
         r#"@id("t") permit (principal, action == Action::"tls", resource == Host::"api.allowed.test");
         @id("u") permit (principal, action == Action::"tunnel", resource == Host::"api.allowed.test");
-        @id("look") @effect("alert") @severity("high")
-        permit (principal, action == Action::"tunnel", resource == Host::"api.allowed.test");"#,
+        @id("pace") @effect("throttle") @limit("20 requests/second burst 1")
+        permit (principal, action == Action::"tls", resource == Host::"api.allowed.test");"#,
     )
     .await;
     let closed = std::net::TcpListener::bind("127.1.0.1:0").expect("bind").local_addr().expect("address");

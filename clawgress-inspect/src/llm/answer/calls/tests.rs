@@ -58,6 +58,40 @@ fn calls(format: Format, body: &[u8], piece: usize) -> Result<Vec<String>, Calls
     Ok(told(&all))
 }
 
+/// Those that came later.
+fn later_dialects() -> Vec<(&'static str, Format, Vec<u8>, Vec<&'static str>)> {
+    let sse = Format::EventStream;
+    vec![
+        // What the provider calls once its client approves, and what it runs itself.
+        (
+            "approval",
+            sse,
+            events(&[
+                r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"mcp_approval_request","id":"m","server_label":"gh","name":"delete_repo","arguments":""}}"#,
+                r#"{"type":"response.output_item.done","output_index":0,"item":{"type":"mcp_approval_request","id":"m","server_label":"gh","name":"delete_repo","arguments":"{\"repo\":\"a\"}"}}"#,
+                r#"{"type":"response.completed","response":{"output":[{"type":"mcp_approval_request","id":"m","name":"delete_repo","arguments":"{\"repo\":\"a\"}"}]}}"#,
+            ]),
+            vec!["delete_repo {\"repo\":\"a\"}"],
+        ),
+        (
+            "interactions",
+            sse,
+            events(&[
+                r#"{"event_type":"interaction.created","interaction":{"id":"i","status":"in_progress"}}"#,
+                r#"{"event_type":"step.start","index":0,"step":{"type":"thought"}}"#,
+                r#"{"event_type":"step.delta","index":0,"delta":{"type":"thought_summary","content":{"type":"text","text":"hm"}}}"#,
+                r#"{"event_type":"step.stop","index":0}"#,
+                r#"{"event_type":"step.start","index":1,"step":{"type":"function_call","id":"c","name":"sh","arguments":{}}}"#,
+                r#"{"event_type":"step.delta","index":1,"delta":{"type":"arguments_delta","arguments":"{\"x\":"}}"#,
+                r#"{"event_type":"step.delta","index":1,"delta":{"type":"arguments_delta","arguments":"1}"}}"#,
+                r#"{"event_type":"step.stop","index":1}"#,
+                r#"{"event_type":"interaction.completed","interaction":{"id":"i","status":"completed"}}"#,
+            ]),
+            vec!["sh {\"x\":1}"],
+        ),
+    ]
+}
+
 fn dialects() -> Vec<(&'static str, Format, Vec<u8>, Vec<&'static str>)> {
     let sse = Format::EventStream;
     vec![
@@ -92,23 +126,6 @@ fn dialects() -> Vec<(&'static str, Format, Vec<u8>, Vec<&'static str>)> {
             r#"{"type":"content_block_stop","index":1}"#,
             r#"{"type":"message_stop"}"#,
         ]), vec!["sh {\"x\":2}"]),
-        // What the provider calls once its client approves, and what it runs itself.
-        ("approval", sse, events(&[
-            r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"mcp_approval_request","id":"m","server_label":"gh","name":"delete_repo","arguments":""}}"#,
-            r#"{"type":"response.output_item.done","output_index":0,"item":{"type":"mcp_approval_request","id":"m","server_label":"gh","name":"delete_repo","arguments":"{\"repo\":\"a\"}"}}"#,
-            r#"{"type":"response.completed","response":{"output":[{"type":"mcp_approval_request","id":"m","name":"delete_repo","arguments":"{\"repo\":\"a\"}"}]}}"#,
-        ]), vec!["delete_repo {\"repo\":\"a\"}"]),
-        ("interactions", sse, events(&[
-            r#"{"event_type":"interaction.created","interaction":{"id":"i","status":"in_progress"}}"#,
-            r#"{"event_type":"step.start","index":0,"step":{"type":"thought"}}"#,
-            r#"{"event_type":"step.delta","index":0,"delta":{"type":"thought_summary","content":{"type":"text","text":"hm"}}}"#,
-            r#"{"event_type":"step.stop","index":0}"#,
-            r#"{"event_type":"step.start","index":1,"step":{"type":"function_call","id":"c","name":"sh","arguments":{}}}"#,
-            r#"{"event_type":"step.delta","index":1,"delta":{"type":"arguments_delta","arguments":"{\"x\":"}}"#,
-            r#"{"event_type":"step.delta","index":1,"delta":{"type":"arguments_delta","arguments":"1}"}}"#,
-            r#"{"event_type":"step.stop","index":1}"#,
-            r#"{"event_type":"interaction.completed","interaction":{"id":"i","status":"completed"}}"#,
-        ]), vec!["sh {\"x\":1}"]),
         ("gemini", sse, events(&[
             r#"{"candidates":[{"content":{"parts":[{"text":"a"},{"functionCall":{"name":"sh","args":{"x":1}}},{"functionCall":{"name":"ls"}}]}}]}"#,
         ]), vec!["sh {\"x\":1}", "ls "]),
@@ -152,7 +169,7 @@ fn dialects() -> Vec<(&'static str, Format, Vec<u8>, Vec<&'static str>)> {
 
 #[test]
 fn calls_are_told_whole_however_they_are_cut_and_nothing_of_one_goes_on_before() {
-    for (dialect, format, body, expected) in dialects() {
+    for (dialect, format, body, expected) in dialects().into_iter().chain(later_dialects()) {
         for piece in 1..=body.len() {
             let calls = calls(format, &body, piece);
             assert_eq!(calls.expect(dialect), expected, "{dialect}, {piece} bytes at once");
@@ -457,7 +474,7 @@ fn documents_that_break_are_told() {
 /// Whatever is called, is among the tools that are asked for.
 #[test]
 fn names_of_calls_are_those_of_tools() {
-    for (dialect, format, body, _) in dialects() {
+    for (dialect, format, body, _) in dialects().into_iter().chain(later_dialects()) {
         let mut reader = reader(format);
         reader.push(&body);
         reader.close();
