@@ -104,8 +104,10 @@ impl Estimator {
             other = on(other, *b);
         }
         let both = first.len().min(second.len());
-        one = first.iter().skip(both).fold(one, |at, byte| on(at, *byte));
-        other = second.iter().skip(both).fold(other, |at, byte| on(at, *byte));
+        // What the longer half has besides.
+        let [more, other_more] = [first, second].map(|half| half.get(both..).unwrap_or_default());
+        one = more.iter().fold(one, |at, byte| on(at, *byte));
+        other = other_more.iter().fold(other, |at, byte| on(at, *byte));
         let state = if second.is_empty() { one.0 } else { other.0 };
         *self = Estimator { sum: one.1 + other.1, state };
     }
