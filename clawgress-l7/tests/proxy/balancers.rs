@@ -1,24 +1,38 @@
 //! Load balancers that say by the PROXY protocol whose connections they pass on, and others that would like to.
 
-use clawgress_api::Verdict;
+use std::net::SocketAddr;
+
+use clawgress_api::{RecordKind, Verdict};
 use clawgress_ebpf_common::DropReason;
+use http::Request;
 use tokio::net::TcpSocket;
 
 use crate::client::Client;
 use crate::harness::{Gateway, Options};
+use crate::http2_proxy::Setting;
+use crate::streams::{Connection, tunnel};
 use crate::upstream::Upstream;
+use crate::{socks, tunnels};
 
 pub const BALANCERS: &str = "balancers = [\"127.1.9.0/24\"]";
 /// The client, 203.0.113.9 at port 4660, and what it connected to.
 pub const HEADER: &[u8] =
     b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xcb\x00\x71\x09\xc6\x33\x64\x02\x12\x34\x0c\x38";
+/// The client 2001:db8::9 at port 4660, and what it connected to.
+const HEADER_6: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x21\x00\x24\
+    \x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x09\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x01\x12\x34\x0c\x38";
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00";
 
 /// A connection to the proxy from that address.
 pub async fn from(gateway: &Gateway, ip: &str) -> Client {
+    at(gateway.proxy, ip).await
+}
+
+/// One to that listener.
+async fn at(listener: SocketAddr, ip: &str) -> Client {
     let socket = TcpSocket::new_v4().expect("socket");
     socket.bind(format!("{ip}:0").parse().expect("address")).expect("bind");
-    Client::over(socket.connect(gateway.proxy).await.expect("connect"))
+    Client::over(socket.connect(listener).await.expect("connect"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -91,4 +105,75 @@ async fn nobody_else_is_believed_and_balancers_must_say_it() {
     gateway.ask(&get.replace("/ ", "/denied ")).await;
     gateway.records(n + 1).await;
     assert_eq!(gateway.outcomes(), n + 1, "nothing was asked, so nothing is recorded");
+}
+
+/// The header is before everything else: TLS too, and whatever is spoken within.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_header_of_ipv6_comes_before_tls_and_what_is_within() {
+    let s = Setting::with(Upstream::http("127.1.0.1").await, "", BALANCERS).await;
+    let gateway = &s.gateway;
+    let (target, sink) = (s.host(), Upstream::sink("127.1.0.1").await);
+    let connect = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{}\r\n", gateway.web());
+    let begun = async || {
+        let mut client = at(gateway.proxy_tls, "127.1.9.1").await;
+        client.send(HEADER_6).await;
+        client.stream
+    };
+    // In clear.
+    let mut client = from(gateway, "127.1.9.1").await;
+    client.send([HEADER_6, connect.as_bytes()].concat()).await;
+    assert_eq!(client.answer_head().await.status, 200);
+    drop(client);
+    gateway.records(1).await;
+    // HTTP/1.1 within TLS.
+    let mut client = Client::over(s.secured(begun().await, &["http/1.1"]).await);
+    client.send(&connect).await;
+    assert_eq!(client.answer_head().await.status, 200);
+    drop(client);
+    gateway.records(2).await;
+    // HTTP/2: each of its streams, and a tunnel in one.
+    let client = Connection::over(s.secured(begun().await, &["h2"]).await).await;
+    for _ in 0..2 {
+        let asked = s.of_web(Request::get(format!("http://{target}/x")));
+        assert_eq!(client.ask(asked, b"").await.expect("answer").status, 200);
+    }
+    let inside = tunnel(&client, s.of_web(Request::connect(&target))).await.expect("open");
+    drop((inside, client));
+    gateway.records(5).await;
+    // SOCKS 5, by clients that wrap it in TLS.
+    let client = Client::over(s.secured(begun().await, &[]).await);
+    let mut client = socks::introduce(client, gateway).await;
+    assert_eq!(socks::ask(&mut client, "api.allowed.test", sink.address.port()).await, 0);
+    let hello = tunnels::hello("api.allowed.test");
+    client.send(&hello).await;
+    crate::http2::until("the hello", || sink.seen.bytes.lock().len() == hello.len()).await;
+    drop(client);
+    for decision in gateway.records(6).await.iter().filter(|r| r.kind == RecordKind::Decision) {
+        let source = (decision.source.ip.map(|ip| ip.to_string()), decision.source.port);
+        assert_eq!(source, (Some("2001:db8::9".to_owned()), Some(4660)), "{decision:?}");
+        assert_eq!(decision.agent.as_ref().map(|a| a.agent.as_str()), Some("web"));
+        assert_eq!(decision.verdict, Some(Verdict::Allow));
+    }
+
+    // TLS without a header before it, one that is within, and one of somebody else.
+    for (ip, before, within, source, reason) in [
+        ("127.1.9.1", &b""[..], &b""[..], "127.1.9.1", DropReason::ProxyHeaderMalformed),
+        ("127.1.9.1", HEADER_6, HEADER_6, "2001:db8::9", DropReason::ProtocolUnknown),
+        ("127.0.0.1", HEADER_6, b"", "127.0.0.1", DropReason::TlsMalformed),
+    ] {
+        let n = gateway.outcomes();
+        let mut client = at(gateway.proxy_tls, ip).await;
+        client.send(before).await;
+        if within.is_empty() {
+            client.send(&hello).await;
+            client.rest().await;
+        } else {
+            let mut client = Client::over(s.secured(client.stream, &[]).await);
+            client.send(within).await;
+            assert!(client.rest().await.is_empty());
+        }
+        let (decision, _) = gateway.exchange(n).await;
+        assert_eq!((decision.verdict, decision.reason), (Some(Verdict::Deny), Some(reason)), "{ip}");
+        assert_eq!(decision.source.ip.map(|ip| ip.to_string()).as_deref(), Some(source));
+    }
 }

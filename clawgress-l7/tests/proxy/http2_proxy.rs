@@ -10,6 +10,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::client::Client;
 use crate::harness::{Gateway, Options, PATIENCE};
@@ -32,6 +33,11 @@ impl Setting {
 
     /// One with `more` in its table `[l7]`.
     pub async fn before(upstream: Upstream, more: &str) -> Setting {
+        Setting::with(upstream, more, "").await
+    }
+
+    /// One with `proxy` in its table `[proxy]` too.
+    pub async fn with(upstream: Upstream, more: &str, proxy: &'static str) -> Setting {
         let authority = Authority::new("server authority");
         let names = Wanted { names: "IP:127.0.0.1", usage: "serverAuth", ..Wanted::default() };
         let tls = Some(authority.issue("proxy", &names));
@@ -39,18 +45,23 @@ impl Setting {
             "{more}[[endpoint]]\nname = \"own\"\nupstream = \"http://api.allowed.test:{}/base\"\n",
             upstream.address.port()
         );
-        let gateway = Gateway::start(Options { tls, more, ..Options::default() }).await;
+        let gateway = Gateway::start(Options { tls, proxy, more, ..Options::default() }).await;
         Setting { gateway, authority, upstream }
     }
 
     pub async fn client(&self) -> Connection {
-        let root = CertificateDer::from_pem_slice(self.authority.pem().as_bytes()).expect("PEM");
-        let connector = TlsConnector::from(Arc::clone(&trusting(&[root], &["h2", "http/1.1"])));
         let stream = TcpStream::connect(self.gateway.proxy_tls).await.expect("connect");
-        let name = ServerName::try_from("127.0.0.1").expect("name");
-        let stream = connector.connect(name, stream).await.expect("handshake");
+        let stream = self.secured(stream, &["h2", "http/1.1"]).await;
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
         Connection::over(stream).await
+    }
+
+    /// TLS with the gateway, over `stream`.
+    pub async fn secured(&self, stream: TcpStream, alpn: &[&str]) -> TlsStream<TcpStream> {
+        let root = CertificateDer::from_pem_slice(self.authority.pem().as_bytes()).expect("PEM");
+        let connector = TlsConnector::from(Arc::clone(&trusting(&[root], alpn)));
+        let name = ServerName::try_from("127.0.0.1").expect("name");
+        connector.connect(name, stream).await.expect("handshake")
     }
 
     pub fn host(&self) -> String {

@@ -2,6 +2,7 @@
 
 use clawgress_api::{Ingress, Verdict};
 use clawgress_ebpf_common::DropReason;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::client::Client;
 use crate::harness::{Gateway, Options};
@@ -31,7 +32,7 @@ fn to_name(name: &str, port: u16) -> Vec<u8> {
     bytes
 }
 
-async fn take(client: &mut Client, n: usize) -> Vec<u8> {
+async fn take<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>, n: usize) -> Vec<u8> {
     while client.held.len() < n {
         if !client.more().await {
             break;
@@ -43,7 +44,14 @@ async fn take(client: &mut Client, n: usize) -> Vec<u8> {
 
 /// A client that has proven to be `web`.
 pub async fn web(gateway: &Gateway) -> Client {
-    let mut client = gateway.client().await;
+    introduce(gateway.client().await, gateway).await
+}
+
+/// A connection whose client proves to be `web`.
+pub async fn introduce<S: AsyncRead + AsyncWrite + Unpin>(
+    mut client: Client<S>,
+    gateway: &Gateway,
+) -> Client<S> {
     client.send(GREETING).await;
     assert_eq!(take(&mut client, 2).await, CHOICE);
     client.send(login("web", &gateway.key)).await;
@@ -52,7 +60,7 @@ pub async fn web(gateway: &Gateway) -> Client {
 }
 
 /// Asks for `name`; the byte of the reply.
-pub async fn ask(client: &mut Client, name: &str, port: u16) -> u8 {
+pub async fn ask<S: AsyncRead + AsyncWrite + Unpin>(client: &mut Client<S>, name: &str, port: u16) -> u8 {
     client.send(to_name(name, port)).await;
     let reply = take(client, 10).await;
     assert_eq!((reply[0], &reply[2..]), (5, &[0, 1, 0, 0, 0, 0, 0, 0][..]), "{reply:?}");
