@@ -74,6 +74,8 @@ mod pki;
 #[cfg(test)]
 mod platform;
 #[cfg(test)]
+mod ports;
+#[cfg(test)]
 mod process;
 #[cfg(test)]
 mod realtime;
