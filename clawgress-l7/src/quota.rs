@@ -190,7 +190,8 @@ impl Quota {
     /// Spends one unit of each limit, or of none of them; of one that is there more often, as many. Waits where a limit says so, within a bound.
     ///
     /// # Errors
-    /// [`DropReason::RateLimited`] if a limit is reached, [`DropReason::LimitUnavailable`] if control can't be asked.
+    /// [`DropReason::RateLimited`] if a limit is reached, [`DropReason::LimitUnavailable`] if control can't be asked,
+    /// or others ask it for so long that the wait is over, by then with no more than one question of its own under way.
     pub async fn spend(&self, limits: &[(&Limit, Arc<str>)]) -> Result<(), Denied> {
         let deadline = Instant::now() + limit::QUOTA_WAIT_MAX;
         let mut spent = Spent(Vec::with_capacity(limits.len()));
@@ -355,9 +356,15 @@ impl Quota {
         // Room to wait is taken first: it bounds who asks, too.
         let limited = |wait| (DropReason::RateLimited, Some(wait));
         let _room = lease.waiting.try_acquire().map_err(|_| limited(limit::QUOTA_WAIT_MAX))?;
+        // Whoever asks before it may each wait for control. What is not to wait for units waits for one answer at most.
+        let now = Instant::now();
+        let until =
+            if limit.over == LimitAction::Drop { deadline.min(now + limit::QUOTA_CALL) } else { deadline };
         loop {
             let wait = {
-                let _turn = lease.asking.lock().await;
+                let left = until.saturating_duration_since(Instant::now());
+                let turn = tokio::time::timeout(left, lease.asking.lock()).await;
+                let _turn = turn.map_err(|_| (DropReason::LimitUnavailable, None))?;
                 match self.spend_or_ask(limit, subject, lease).await? {
                     None => return Ok(()),
                     Some(wait) => wait,

@@ -191,3 +191,25 @@ async fn who_takes_back_what_waits_for_one_limit_has_spent_nothing_of_the_other(
     assert_eq!((denied.reason, denied.limit, left()), (DropReason::LimitUnavailable, 1, 3));
     assert_eq!((quota.spend(&both[..1]).await, left()), (Ok(()), 2));
 }
+
+/// Control may take its time for each of those that ask before.
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_a_turn_to_ask_longer_than_for_units() {
+    let nobody = clawgress_api::socket::channel(Path::new("/nonexistent/clawgress.sock")).expect("channel");
+    let quota = Quota::new(nobody).expect("randomness");
+    let subject = Arc::<str>::from("default/web");
+    let (pace, share) = (Pace { count: 10, period_s: 60, burst: 8 }, Share::Agent);
+    for (over, most) in [(LimitAction::Pace, limit::QUOTA_WAIT_MAX), (LimitAction::Drop, limit::QUOTA_CALL)] {
+        let limit = Limit { key: 1, pace, share, over };
+        let lease = quota.lease(&limit, &subject).expect("room");
+        let turn = lease.asking.lock().await;
+        let began = tokio::time::Instant::now();
+        let limits = [(&limit, Arc::clone(&subject))];
+        let denied = tokio::time::timeout(2 * most, quota.spend(&limits)).await.expect("within its bound");
+        let denied = denied.expect_err("nobody granted it");
+        assert_eq!((denied.reason, denied.retry_after), (DropReason::LimitUnavailable, None), "{over:?}");
+        assert!(began.elapsed() <= most + Duration::from_millis(10), "{over:?}: {:?}", began.elapsed());
+        assert_eq!(lease.waiting.available_permits(), limit::QUOTA_WAITING_MAX, "its place is free");
+        drop(turn);
+    }
+}
