@@ -157,7 +157,7 @@ impl Meter {
 /// Carries what `first` ends with (bytes of the client that were read already, or that it reads) and then everything,
 /// until both sides have ended, one fails, nothing moves for too long, or `first` or `cut` says why to
 /// stop. Until `first` has ended, nothing goes on from the client, and behind a hello of TLS nothing before the server has answered; what the upstream says goes on at
-/// once. It has not ended before all of it was taken. What is stopped ends by a reset at the upstream, and is to end so at the client ([`Stream::abandon`]). Wide ones of the `pipes` are taken for this agent, by its index. Returns the bytes sent and received, and why it was stopped, if it was.
+/// once. It has not ended before all of it was taken. What is stopped ends by a reset at the upstream, and is to end so at the client ([`Stream::abandon`]). The `pipes` are taken for this agent, by its index. Returns the bytes sent and received, and why it was stopped, if it was.
 pub async fn run<'a, F>(
     client: &'a mut Stream,
     upstream: &Upstream,
@@ -266,7 +266,7 @@ async fn pump(
             tokio::task::yield_now().await;
         }
         from.readable().await?;
-        let pipe = if is_much { pipes.take_wide(agent) } else { pipes.take() };
+        let pipe = if is_much { pipes.take_wide(agent) } else { pipes.take(agent) };
         let moved = match pipe {
             Some(mut pipe) => {
                 let read = from.try_io(Interest::READABLE, || {

@@ -20,23 +20,38 @@ pub const PIPE_BYTES: usize = 64 * 1024;
 pub const WIDE_BYTES: usize = 1 << 20;
 /// Wide pipes at once, a quarter of what is granted. Each is one of the pipes at once as well.
 pub const WIDE_MAX: usize = 16;
-/// Those of one agent: a few readers that take nothing must not leave the others none.
-pub const WIDE_SHARE: usize = WIDE_MAX / 4;
+/// Part of the pipes, and of the wide ones, that one agent may have in use, as of connections: readers that take nothing must not
+/// leave the others none.
+const PART: usize = 4;
+/// Wide ones of one agent.
+pub const WIDE_SHARE: usize = WIDE_MAX / PART;
 
 type Ends = (OwnedFd, OwnedFd);
 
 /// The pool.
 #[derive(Debug)]
 pub struct Pipes {
-    idle: Mutex<Vec<Ends>>,
-    idle_wide: Mutex<Vec<Ends>>,
+    kept: Mutex<Kept>,
     live: AtomicUsize,
     live_max: usize,
     wide: AtomicUsize,
-    /// How many each agent has in use, by its index; none that has none.
-    wide_of: Mutex<HashMap<u32, usize>>,
-    /// Whether the system refused one.
+    /// Whether the system refused a wide one.
     has_no_wide: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    idle: Vec<Ends>,
+    idle_wide: Vec<Ends>,
+    /// What each agent has in use, by its index; none that has none.
+    used: HashMap<u32, Used>,
+}
+
+/// How many pipes are in use, and how many of them are wide.
+#[derive(Clone, Copy, Debug, Default)]
+struct Used {
+    all: usize,
+    wide: usize,
 }
 
 /// A pipe in use.
@@ -45,8 +60,9 @@ pub struct Pipe {
     pool: Arc<Pipes>,
     /// Reader and writer; `None` only while dropping.
     ends: Option<Ends>,
-    /// Whose it is, of a wide one.
-    wide_of: Option<u32>,
+    /// Whose it is.
+    agent: u32,
+    is_wide: bool,
     held: usize,
 }
 
@@ -63,59 +79,51 @@ impl Pipes {
     #[must_use]
     pub fn with_max(live_max: usize) -> Self {
         Pipes {
-            idle: Mutex::default(),
-            idle_wide: Mutex::default(),
+            kept: Mutex::default(),
             live: AtomicUsize::new(0),
             live_max,
             wide: AtomicUsize::new(0),
-            wide_of: Mutex::default(),
             has_no_wide: AtomicBool::new(false),
         }
     }
 
-    /// An empty pipe; `None` if there are enough, or the system gives no more.
+    /// An empty pipe for an agent; `None` if it has its share, there are enough, or the system gives no more.
     #[must_use]
-    pub fn take(self: &Arc<Self>) -> Option<Pipe> {
-        let ends = self.idle.lock().pop();
-        let ends = ends.or_else(|| self.open())?;
-        Some(Pipe { pool: Arc::clone(self), ends: Some(ends), wide_of: None, held: 0 })
+    pub fn take(self: &Arc<Self>, agent: u32) -> Option<Pipe> {
+        let idle = {
+            let mut kept = self.kept.lock();
+            let most = (self.live_max / PART).max(1);
+            let used = kept.used.entry(agent).or_default();
+            if used.all >= most {
+                return None;
+            }
+            used.all += 1;
+            kept.idle.pop()
+        };
+        self.given(agent, idle.or_else(|| self.open()), false)
     }
 
     /// An empty pipe for much of an agent's, as far as there are any and it has not its share; else as [`take`](Self::take).
     #[must_use]
     pub fn take_wide(self: &Arc<Self>, agent: u32) -> Option<Pipe> {
-        if !self.share(agent) {
-            return self.take();
-        }
-        let ends = self.idle_wide.lock().pop();
-        match ends.or_else(|| self.widen()) {
-            Some(ends) => {
-                Some(Pipe { pool: Arc::clone(self), ends: Some(ends), wide_of: Some(agent), held: 0 })
-            }
-            None => {
-                self.give_back(agent);
-                self.take()
-            }
-        }
+        let idle = {
+            let mut kept = self.kept.lock();
+            let used = kept.used.entry(agent).or_default();
+            let is_free = used.wide < WIDE_SHARE;
+            used.all += usize::from(is_free);
+            used.wide += usize::from(is_free);
+            is_free.then(|| kept.idle_wide.pop())
+        };
+        let wide = idle.and_then(|idle| self.given(agent, idle.or_else(|| self.widen()), true));
+        wide.or_else(|| self.take(agent))
     }
 
-    /// Counts one more wide pipe of an agent's, if it may have one.
-    fn share(&self, agent: u32) -> bool {
-        let mut all = self.wide_of.lock();
-        let own = all.entry(agent).or_default();
-        let is_free = *own < WIDE_SHARE;
-        *own += usize::from(is_free);
-        is_free
-    }
-
-    fn give_back(&self, agent: u32) {
-        let mut all = self.wide_of.lock();
-        if let Some(own) = all.get_mut(&agent) {
-            *own -= 1;
-            if *own == 0 {
-                all.remove(&agent);
-            }
+    /// One that is counted, or is counted no more where there is none.
+    fn given(self: &Arc<Self>, agent: u32, ends: Option<Ends>, is_wide: bool) -> Option<Pipe> {
+        if ends.is_none() {
+            self.kept.lock().give_back(agent, is_wide);
         }
+        ends.map(|ends| Pipe { pool: Arc::clone(self), ends: Some(ends), agent, is_wide, held: 0 })
     }
 
     fn open(&self) -> Option<Ends> {
@@ -157,6 +165,19 @@ impl Pipes {
     }
 }
 
+// === impl Kept ===
+
+impl Kept {
+    fn give_back(&mut self, agent: u32, is_wide: bool) {
+        let Some(used) = self.used.get_mut(&agent) else { return };
+        used.all -= 1;
+        used.wide -= usize::from(is_wide);
+        if used.all == 0 {
+            self.used.remove(&agent);
+        }
+    }
+}
+
 // === impl Pipe ===
 
 impl Pipe {
@@ -178,7 +199,7 @@ impl Pipe {
     /// Bytes it is asked to take at once.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        if self.wide_of.is_some() { WIDE_BYTES } else { PIPE_BYTES }
+        if self.is_wide { WIDE_BYTES } else { PIPE_BYTES }
     }
 
     /// Bytes inside.
@@ -201,19 +222,19 @@ impl Pipe {
 impl Drop for Pipe {
     fn drop(&mut self) {
         let Some(ends) = self.ends.take() else { return };
-        let is_wide = self.wide_of.is_some();
-        self.wide_of.into_iter().for_each(|agent| self.pool.give_back(agent));
+        let mut kept = self.pool.kept.lock();
+        kept.give_back(self.agent, self.is_wide);
         // INVARIANT: another tunnel must never get bytes of this one.
         if self.held == 0 {
             let (idle, most) =
-                if is_wide { (&self.pool.idle_wide, WIDE_MAX) } else { (&self.pool.idle, IDLE_MAX) };
-            let mut idle = idle.lock();
+                if self.is_wide { (&mut kept.idle_wide, WIDE_MAX) } else { (&mut kept.idle, IDLE_MAX) };
             if idle.len() < most {
                 idle.push(ends);
                 return;
             }
         }
+        drop(kept);
         drop(ends);
-        self.pool.close(is_wide);
+        self.pool.close(self.is_wide);
     }
 }

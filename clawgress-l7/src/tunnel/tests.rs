@@ -166,12 +166,12 @@ async fn nothing_of_a_client_goes_on_before_its_first_bytes_are_judged() {
 #[tokio::test]
 async fn a_pipe_with_bytes_in_it_is_never_reused() {
     let pipes = Arc::new(Pipes::with_max(1));
-    let mut pipe = pipes.take().expect("pipe");
-    assert!(pipes.take().is_none(), "bounded");
+    let mut pipe = pipes.take(1).expect("pipe");
+    assert!(pipes.take(1).is_none(), "bounded");
     rustix::io::write(pipe.writer(), b"secret").expect("write");
     pipe.holds(6);
     drop(pipe);
-    let pipe = pipes.take().expect("the bound counts live pipes only");
+    let pipe = pipes.take(1).expect("the bound counts live pipes only");
     assert!(rustix::io::read(pipe.reader(), &mut [0_u8; 6]).is_err(), "a fresh pipe is empty");
 }
 
@@ -198,7 +198,7 @@ async fn wide_pipes_are_few_and_never_reused_with_bytes_in_them() {
     }
     drop(all);
     assert!(
-        wide(&pipes.take_wide(1).expect("pipe")) && !wide(&pipes.take().expect("pipe")),
+        wide(&pipes.take_wide(1).expect("pipe")) && !wide(&pipes.take(1).expect("pipe")),
         "each kind by itself"
     );
 }
@@ -217,6 +217,21 @@ async fn no_agent_holds_more_wide_pipes_than_its_share() {
     drop(greedy);
     assert_eq!(wide(&take(5)), pipes::WIDE_SHARE);
     assert_eq!(wide(&take(1)), pipes::WIDE_SHARE, "what was given back is nobody's");
+}
+
+/// As of readers that take nothing: each pipe has bytes in it for as long as they do.
+#[tokio::test]
+async fn no_agent_holds_more_pipes_than_its_share() {
+    let pipes = Arc::new(Pipes::with_max(16));
+    let take = |agent| -> Vec<_> { (0..16).map_while(|_| pipes.take(agent)).collect() };
+    let greedy = take(1);
+    assert_eq!(greedy.len(), 4);
+    let others: Vec<_> = (2..5).map(take).collect();
+    assert!(others.iter().all(|all| all.len() == 4), "the others have theirs");
+    assert!(pipes.take(5).is_none(), "there are no more");
+    drop(greedy);
+    assert_eq!(take(5).len(), 4);
+    assert_eq!(take(1).len(), 4, "what was given back is nobody's");
 }
 
 /// Carries until nothing has moved for too long; `talk` is what both sides do meanwhile, at first. Gives what came of it, and when.
