@@ -336,7 +336,7 @@ impl<'a> Established<'a> {
                 } else {
                     let serve = serving.plain_http(front, stream, held, deadline);
                     then(async move {
-                        let _cut = serve.await;
+                        let _ended = serve.await;
                     })
                 }
             }

@@ -217,7 +217,8 @@ pub async fn serve(serving: &Serving, connection: Connection, wanted: Wanted) ->
     let serve: Pin<Box<dyn Future<Output = _> + Send + '_>> = if is_http2 {
         Box::pin(http2::serve(serving, front, stream, Vec::new(), deadline))
     } else {
-        Box::pin(serving.plain_http(front, stream, Vec::new(), deadline))
+        let serve = serving.plain_http(front, stream, Vec::new(), deadline);
+        Box::pin(async move { serve.await.cut })
     };
     then(async move {
         let reason = serve.await;

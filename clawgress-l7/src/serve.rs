@@ -51,6 +51,23 @@ use crate::{audit, connect, handover, http2, limit, opaque, peek, rest, socks};
 /// For tasks to write their outcomes after they were cut.
 const CUT: Duration = Duration::from_secs(1);
 
+/// How plain HTTP has ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Why it was cut, if it was.
+    pub cut: Option<DropReason>,
+    /// The tunnel that the explicit proxy was asked for in place of another request.
+    pub tunnel: Option<Box<Tunnel>>,
+}
+
+/// A tunnel that is asked for: its CONNECT is at the front of what was read.
+#[derive(Debug)]
+pub struct Tunnel {
+    connection: Connection,
+    stream: Stream,
+    held: Vec<u8>,
+}
+
 /// What serving a connection takes.
 #[derive(Clone)]
 pub struct Serving {
@@ -156,7 +173,12 @@ impl Serving {
                     Front::new(connection, place)
                 };
                 // Boxed, as all that is not for every connection.
-                let _cut = Box::pin(self.plain_http(front, stream, held, deadline)).await;
+                let ended = Box::pin(self.plain_http(front, stream, held, deadline)).await;
+                if let Some(tunnel) = ended.tunnel {
+                    let Tunnel { connection, stream, held } = *tunnel;
+                    let deadline = Instant::now() + limit::PEEK;
+                    rest::whole(connect::serve(self, connection, stream, held, deadline)).await;
+                }
             }
             Ok(Protocol::Tls) if !connection.is_explicit() => {
                 rest::whole(opaque::transparent_tls(self, connection, stream, held, deadline)).await;
@@ -194,14 +216,14 @@ impl Serving {
         opaque::deny_silently(exchange, Ruling::deny("tunnel", reason));
     }
 
-    /// Serves plain HTTP on `stream`, of which `held` was read; returns why it was cut, if it was.
+    /// Serves plain HTTP on `stream`, of which `held` was read; returns how it has ended.
     pub fn plain_http(
         &self,
         front: Front,
         stream: Stream,
         mut held: Vec<u8>,
         deadline: Instant,
-    ) -> impl Future<Output = Option<DropReason>> + Send + '_ {
+    ) -> impl Future<Output = Ended> + Send + '_ {
         // What the future is made of is small: all idle connections hold it.
         let front = Arc::new(front);
         let gate = Box::new(Gate::new(Arc::clone(&front), stream, &held, deadline));
@@ -210,17 +232,17 @@ impl Serving {
         async move {
             // Boxed, to be dropped before the rest.
             let mut serve = Box::pin(plain_http::requests::serve(&self.proxy, gate, &self.stopping));
-            let is_over = tokio::select! {
+            let asked = tokio::select! {
                 // In this order: what was granted is watched over from the same turn on.
                 biased;
-                _ = &mut serve => true,
+                asked = &mut serve => Some(asked),
                 // Not out of what a turn has left: what serves may have used that up, each time.
                 reason = tokio::task::unconstrained(front.forbidden(&self.gateway)) => {
                     front.cut(reason);
-                    false
+                    None
                 }
             };
-            if !is_over {
+            if asked.is_none() {
                 front.shut();
                 // As of a stream of HTTP/2: its server's connection may have others.
                 let _ = timeout(limit::CUT_GRACE, &mut serve).await;
@@ -228,7 +250,10 @@ impl Serving {
             // What it was at records why it ends.
             drop(serve);
             self.record_untaken(&front);
-            front.was_cut()
+            let tunnel = asked.flatten().map(|(stream, held)| {
+                Box::new(Tunnel { connection: front.connection.clone(), stream, held })
+            });
+            Ended { cut: front.was_cut(), tunnel }
         }
     }
 

@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt, ReadBuf
 use tokio::time::{Instant, Sleep};
 use zeroize::Zeroize as _;
 
+use super::Place;
 use super::admit::admit;
 use super::front::Front;
 use super::outgoing::Outgoing;
@@ -55,7 +56,8 @@ pub struct Gate {
 
 /// What is read, and to where it was judged.
 pub(super) struct Reader {
-    pub(super) inner: Stream,
+    /// The client; `None` once a tunnel has it.
+    inner: Option<Stream>,
     pub(super) front: Arc<Front>,
     pub(super) framer: Framer,
     /// Read, not yet judged.
@@ -70,6 +72,8 @@ pub(super) struct Reader {
     /// Until when what was written must have gone.
     flushing: Option<Pin<Box<Sleep>>>,
     pub(super) closed: bool,
+    /// Whether the head that is next asks for a tunnel: nothing is read of it here.
+    asks_for_tunnel: bool,
 }
 
 /// Bytes that may go on.
@@ -97,7 +101,7 @@ impl Gate {
             Arc::new(ProxyDigest::new(Box::new(response), Some(Box::new(Arc::clone(&front)))))
         });
         let reader = Reader {
-            inner: stream,
+            inner: Some(stream),
             front: Arc::clone(&front),
             framer: Framer::default(),
             held: BytesMut::from(held),
@@ -107,6 +111,7 @@ impl Gate {
             first: true,
             flushing: None,
             closed: false,
+            asks_for_tunnel: false,
         };
         let (outgoing, withheld) = (Outgoing::default(), BytesMut::new());
         let (is_stalled, reader) = (false, Mutex::new(reader));
@@ -121,14 +126,14 @@ impl Gate {
         self.front.withheld().discard();
         let mut rest = page;
         while !rest.is_empty() {
-            let n = poll_fn(|cx| Pin::new(&mut self.reader.lock().inner).poll_write(cx, rest)).await?;
+            let n = poll_fn(|cx| Pin::new(self.reader.lock().inner()?).poll_write(cx, rest)).await?;
             if n == 0 {
                 return Err(ErrorKind::WriteZero.into());
             }
             self.front.count_written(n);
             rest = rest.get(n..).unwrap_or_default();
         }
-        poll_fn(|cx| Pin::new(&mut self.reader.lock().inner).poll_flush(cx)).await
+        poll_fn(|cx| Pin::new(self.reader.lock().inner()?).poll_flush(cx)).await
     }
 
     /// Writes what waited and waits no longer.
@@ -139,7 +144,7 @@ impl Gate {
         if self.front.withheld().is_discarded() {
             self.withheld = BytesMut::new();
         }
-        let inner = &mut self.reader.get_mut().inner;
+        let inner = self.reader.get_mut().inner()?;
         while !self.withheld.is_empty() {
             let n = ready!(self.outgoing.poll_write(inner, cx, &[io::IoSlice::new(&self.withheld)]))?;
             if n == 0 {
@@ -159,14 +164,14 @@ impl Gate {
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         ready!(self.poll_withheld(cx))?;
-        let n = ready!(self.outgoing.poll_write(&mut self.reader.get_mut().inner, cx, pieces))?;
+        let n = ready!(self.outgoing.poll_write(self.reader.get_mut().inner()?, cx, pieces))?;
         self.front.count_written(n);
         Poll::Ready(Ok(n))
     }
 
     fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_withheld(cx))?;
-        let inner = &mut self.reader.get_mut().inner;
+        let inner = self.reader.get_mut().inner()?;
         ready!(self.outgoing.poll_write_held(inner, cx))?;
         Pin::new(inner).poll_flush(cx)
     }
@@ -188,8 +193,8 @@ impl Gate {
         Poll::Ready(Ok(()))
     }
 
-    /// Waits until the next request is there; `false` if there will be none: the client has left, or asks for nothing for
-    /// [`limit::KEEPALIVE`].
+    /// Waits until the next request is there; `false` if there will be none: the client has left, asks for nothing for
+    /// [`limit::KEEPALIVE`], or asks for a [tunnel](Gate::tunnel).
     pub(super) async fn arrives(&mut self) -> bool {
         let since = Instant::now();
         let next = |gate: &mut Gate, cx: &mut Context<'_>| {
@@ -209,11 +214,27 @@ impl Gate {
         })
         .await
     }
+
+    /// The client, and what was read of it, if it asks for a tunnel: its CONNECT is whole. Requests before it were answered.
+    #[must_use]
+    pub(super) fn tunnel(mut self: Box<Self>) -> Option<(Stream, Vec<u8>)> {
+        let reader = self.reader.get_mut();
+        let inner = reader.inner.take_if(|_| reader.asks_for_tunnel)?;
+        // It holds a credential.
+        let held = reader.held.to_vec();
+        reader.held.zeroize();
+        Some((inner, held))
+    }
 }
 
 // === impl Reader ===
 
 impl Reader {
+    /// The client.
+    fn inner(&mut self) -> io::Result<&mut Stream> {
+        self.inner.as_mut().ok_or_else(|| ErrorKind::NotConnected.into())
+    }
+
     /// Gives out what is ready. `false` if nothing is.
     fn give(&mut self, out: &mut ReadBuf<'_>) -> bool {
         let (source, left) = match &mut self.ready {
@@ -252,7 +273,7 @@ impl Reader {
             if self.step()? {
                 continue;
             }
-            if self.closed {
+            if self.closed || self.asks_for_tunnel {
                 return Poll::Ready(Ok(()));
             }
             if self.poll_deadline(cx) {
@@ -280,11 +301,18 @@ impl Reader {
             self.ready = Ready::Held(self.held.len());
             return Ok(true);
         }
-        if self.closed || self.framer.is_at_head() && (self.front.is_busy() || self.held.is_empty()) {
+        if self.closed
+            || self.asks_for_tunnel
+            || self.framer.is_at_head() && (self.front.is_busy() || self.held.is_empty())
+        {
             return Ok(false);
         }
         match self.framer.advance(&self.held) {
             Ok(Step::More) => return Ok(false),
+            Ok(Step::Head(_)) if self.is_for_tunnel() => {
+                self.asks_for_tunnel = true;
+                return Ok(false);
+            }
             Ok(Step::Head(n)) => self.head(n),
             Ok(Step::Pass(n) | Step::End(n)) => self.ready = Ready::Held(n),
             Ok(Step::Drop(n)) => {
@@ -303,6 +331,11 @@ impl Reader {
             }
         }
         Ok(true)
+    }
+
+    /// Whether the head that is whole asks for a tunnel, where one can be had.
+    fn is_for_tunnel(&self) -> bool {
+        matches!(self.front.place, Place::Explicit { .. }) && self.held.starts_with(b"CONNECT ")
     }
 
     fn head(&mut self, n: usize) {
@@ -342,7 +375,7 @@ impl Reader {
         }
         let mut buffer = [const { MaybeUninit::<u8>::uninit() }; READ_BYTES];
         let mut read = ReadBuf::uninit(&mut buffer);
-        ready!(Pin::new(&mut self.inner).poll_read(cx, &mut read))?;
+        ready!(Pin::new(self.inner()?).poll_read(cx, &mut read))?;
         self.closed = read.filled().is_empty();
         self.held.extend_from_slice(read.filled());
         Poll::Ready(Ok(!self.closed))
@@ -446,7 +479,7 @@ impl AsyncWrite for Gate {
         }
         ready!(self.poll_withheld(cx))?;
         let Gate { outgoing, reader, .. } = &mut *self;
-        let inner = &mut reader.get_mut().inner;
+        let inner = reader.get_mut().inner()?;
         ready!(outgoing.poll_write_held(inner, cx))?;
         Pin::new(inner).poll_shutdown(cx)
     }
@@ -476,8 +509,8 @@ impl AsyncWrite for Gate {
 impl Drop for Gate {
     fn drop(&mut self) {
         // The rest of an answer is lost already.
-        if self.is_stalled {
-            self.reader.get_mut().inner.abandon();
+        if let Some(inner) = self.reader.get_mut().inner.as_ref().filter(|_| self.is_stalled) {
+            inner.abandon();
         }
     }
 }
@@ -490,7 +523,7 @@ impl Shutdown for Gate {
         }
         // What is held, and what TLS has yet to send, waits for a client that reads.
         let _ = tokio::time::timeout(limit::LINGER, AsyncWriteExt::shutdown(self)).await;
-        let inner = &mut self.reader.get_mut().inner;
+        let Ok(inner) = self.reader.get_mut().inner() else { return };
         // What the client still sends would become a reset, and the answer could be lost to it.
         let linger = async {
             let (mut sink, mut thrown) = (vec![0; READ_BYTES], 0);
@@ -508,7 +541,7 @@ impl Shutdown for Gate {
 impl UniqueID for Gate {
     fn id(&self) -> UniqueIDType {
         // Only connections to upstreams are told apart by it.
-        self.reader.lock().inner.descriptor().unwrap_or(-1)
+        self.reader.lock().inner.as_ref().and_then(Stream::descriptor).unwrap_or(-1)
     }
 }
 

@@ -12,9 +12,15 @@ use tokio::sync::watch;
 
 use super::{Gate, Proxy};
 use crate::limit;
+use crate::stream::Stream;
 
-/// Serves requests on what comes through `gate` until it ends, or `stopping` says that what is at hand is the last.
-pub async fn serve(proxy: &Arc<Proxy>, mut gate: Box<Gate>, stopping: &watch::Receiver<bool>) {
+/// Serves requests on what comes through `gate` until it ends, or `stopping` says that what is at hand is the last. Returns the
+/// client, and what was read of it, if it asks a proxy for a tunnel instead of for more.
+pub async fn serve(
+    proxy: &Arc<Proxy>,
+    mut gate: Box<Gate>,
+    stopping: &watch::Receiver<bool>,
+) -> Option<(Stream, Vec<u8>)> {
     let (mut settings, mut stop) = (None, stopping.clone());
     // One for all requests.
     let mut stopped = pin!(async { drop(stop.wait_for(|stops| *stops).await) });
@@ -26,13 +32,13 @@ pub async fn serve(proxy: &Arc<Proxy>, mut gate: Box<Gate>, stopping: &watch::Re
             () = &mut stopped => false,
         };
         if !is_there {
-            return;
+            return gate.tunnel();
         }
         let session = session(gate, settings, stopping);
-        let Some(reused) = proxy.process_new_http(session, stopping).await else { return };
+        let reused = proxy.process_new_http(session, stopping).await?;
         let (stream, kept) = reused.consume();
         // It was one before.
-        let Ok(same) = stream.into_any().downcast::<Gate>() else { return };
+        let Ok(same) = stream.into_any().downcast::<Gate>() else { return None };
         (gate, settings) = (same, kept);
     }
 }

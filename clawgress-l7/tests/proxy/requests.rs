@@ -6,6 +6,7 @@ use clawgress_api::{RecordKind, TokenUsage, Verdict};
 use clawgress_ebpf_common::DropReason;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::client::Client;
 use crate::harness::{Gateway, Options};
 use crate::upstream::Upstream;
 
@@ -393,4 +394,62 @@ async fn nothing_goes_out_after_its_permission_ended() {
         let decision = gateway.exchange(n).await.0;
         assert_eq!((decision.verdict, decision.reason), (Some(Verdict::Deny), Some(reason)));
     }
+}
+
+/// RFC 9112 section 9.3: what a kept connection is asked next may be anything, a tunnel too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_may_be_asked_for_where_requests_were() {
+    let s = crate::http2_proxy::Setting::new().await;
+    let (gateway, host, sink) = (&s.gateway, s.host(), Upstream::sink("127.1.0.1").await);
+    let hello = crate::tunnels::hello("api.allowed.test");
+    let target = format!("api.allowed.test:{}", sink.address.port());
+    let get =
+        |path: &str, auth: &str| format!("GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n{auth}\r\n");
+    let connect =
+        |target: &str, auth: &str| format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n{auth}\r\n");
+    let web = gateway.web();
+    // Each after its answer, in the segment of the request before it, and by single bytes.
+    let whole = format!("{}{}", get("/ok", &web), connect(&target, &web));
+    let late = connect(&target, &web);
+    for (first, pieces) in [
+        (get("/ok", &web), vec![connect(&target, &web).into_bytes()]),
+        (whole, vec![]),
+        (get("/denied", &web), late.as_bytes().chunks(1).map(<[u8]>::to_vec).collect()),
+        (get("/ok", ""), vec![connect(&target, &web).into_bytes()]),
+    ] {
+        let n = gateway.outcomes();
+        let mut client = gateway.client().await;
+        client.send(&first).await;
+        let status = client.answer().await.status;
+        assert!([200, 403, 407].contains(&status), "{status}");
+        for piece in pieces {
+            client.send(piece).await;
+        }
+        assert_eq!(client.answer_head().await.status, 200);
+        client.send(&hello).await;
+        crate::http2::until("the hello", || sink.seen.bytes.lock().len() == hello.len()).await;
+        assert_eq!(std::mem::take(&mut *sink.seen.bytes.lock()), hello);
+        drop(client);
+        let (decision, outcome) = gateway.exchange(n + 1).await;
+        assert_eq!(
+            (decision.verdict, decision.policies),
+            (Some(Verdict::Allow), ["net", "tls", "tunnel"].map(String::from).to_vec())
+        );
+        assert_eq!((decision.destination.port, outcome.status), (Some(sink.address.port()), Some(200)));
+    }
+    // Within TLS, where it is denied, and then inside a tunnel, where there is no proxy to ask.
+    let stream = tokio::net::TcpStream::connect(gateway.proxy_tls).await.expect("connect");
+    let mut client = Client::over(s.secured(stream, &["http/1.1"]).await);
+    client.send(get("/ok", &web)).await;
+    assert_eq!(client.answer().await.status, 200);
+    client.send(connect("denied.test:443", &web)).await;
+    let denied = client.answer().await;
+    assert_eq!((denied.status, denied.reason()), (403, "policy_denied"));
+    assert!(client.rest().await.is_empty());
+    let (mut client, _) = gateway.connect(&host).await;
+    client.send(format!("GET /ok HTTP/1.1\r\nHost: {host}\r\n\r\n{}", connect(&target, &web))).await;
+    assert_eq!(client.answer().await.status, 200);
+    let refused = client.answer().await;
+    assert_eq!((refused.status, refused.reason()), (400, "http_malformed"));
+    assert_eq!(sink.connections(), 4);
 }
