@@ -1,5 +1,6 @@
 //! Servers that say nothing any more: before an answer, and in the middle of one.
 
+use clawgress_api::Verdict;
 use clawgress_ebpf_common::DropReason;
 use http::Request;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -27,7 +28,8 @@ async fn stalling() -> Upstream {
             _ => "",
         };
         let _ = stream.write_all(said.as_bytes()).await;
-        std::future::pending().await
+        // Until whoever asked has left.
+        let _ = stream.read_buf(&mut Vec::new()).await;
     })
     .await
 }
@@ -76,4 +78,29 @@ async fn an_answer_that_stops_in_the_middle_ends_short() {
         let error = asked.expect_err("it is reset");
         assert!(error.is_reset(), "{path}: {error:?}");
     }
+}
+
+/// A client of HTTP/1 that ends its side is not told from one that has left: what it asked for is given up, and not waited for as long
+/// as its server is. One that has its answer has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_ends_its_side_is_not_waited_for() {
+    let s = Setting::before(stalling().await, "").await;
+    let (host, web) = (s.host(), s.gateway.web());
+    let ask = async |path: &str| {
+        let mut client = s.gateway.client().await;
+        client.send(format!("GET http://{host}{path} HTTP/1.1\r\nHost: {host}\r\n{web}\r\n")).await;
+        client.stream.shutdown().await.expect("shutdown");
+        client
+    };
+    let mut client = ask("/").await;
+    assert_eq!(client.answer_head().await.status, 0, "it is not answered");
+    let (decision, outcome) = s.gateway.exchange(0).await;
+    assert_eq!((decision.verdict, outcome.status), (Some(Verdict::Allow), None));
+    crate::http2::until("the end of what was asked", || {
+        s.upstream.seen.ended.load(std::sync::atomic::Ordering::SeqCst) == s.upstream.connections()
+    })
+    .await;
+    // What is not asked of anybody is answered.
+    let denied = ask("/denied").await.answer().await;
+    assert_eq!((denied.status, denied.reason()), (403, "policy_denied"));
 }
