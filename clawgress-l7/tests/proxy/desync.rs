@@ -3,10 +3,12 @@
 
 use clawgress_api::{AuditRecord, RecordKind, Verdict};
 use clawgress_inspect::http1::{self, Body, HEAD_BYTES_MAX};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 
+use crate::client::Client;
 use crate::desync_cases::cases;
-use crate::harness::{Gateway, Options};
+use crate::harness::{Gateway, Options, POLICY};
+use crate::intercept::{HOST, Site};
 use crate::upstream::Upstream;
 
 /// What may be taken for a request behind the first; by itself it is denied.
@@ -16,22 +18,22 @@ fn line(request: &str) -> String {
     request.lines().next().unwrap_or_default().to_owned()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_may_be_two_requests_is_one_or_none() {
-    let gateway = Gateway::start(Options::default()).await;
-    let upstream = Upstream::http("127.1.0.1").await;
-    let host = format!("api.allowed.test:{}", upstream.address.port());
-    let cases = cases(&host);
+/// Sends each case, and what may be one behind it, on a connection of its own, as `written` has it.
+async fn hold<S: AsyncRead + AsyncWrite + Unpin>(
+    (gateway, upstream, host): (&Gateway, &Upstream, &str),
+    open: impl AsyncFn() -> Client<S>,
+    written: impl Fn(&[u8]) -> Vec<u8>,
+) {
+    let cases = cases(host);
     assert!(cases.len() > 100, "{}", cases.len());
     let (mut passed, mut refused) = (0, 0);
     for case in &cases {
         let before = upstream.requests().len();
-        let (mut client, answer) = gateway.connect(&host).await;
-        assert_eq!(answer.status, 200, "{answer:?}");
+        let (mut client, head) = (open().await, written(&case.head));
         // Enough for any body; and no head, whose end never comes.
         let behind = format!("{BEHIND}{host}\r\n\r\n{}", "x".repeat(2 * HEAD_BYTES_MAX));
-        client.send([&case.head, behind.as_bytes()].concat()).await;
-        let parsed = http1::parse(&case.head);
+        client.send([&head, behind.as_bytes()].concat()).await;
+        let parsed = http1::parse(&head);
         if parsed.is_ok_and(|head| matches!(head.body, Body::Length(n) if n > behind.len() as u64)) {
             // It waits for a body that nobody has; what there is goes on meanwhile.
             crate::http2::until("the request", || upstream.requests().len() > before).await;
@@ -65,4 +67,45 @@ async fn what_may_be_two_requests_is_one_or_none() {
     crate::http2::until("the decisions", || judged() >= passed).await;
     assert_eq!((judged(), upstream.requests().len()), (passed, passed));
     assert!(!upstream.requests().iter().any(|request| request.contains("/denied")));
+}
+
+async fn both() -> (Gateway, Upstream, String) {
+    let gateway = Gateway::start(Options::default()).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    (gateway, upstream, host)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_be_two_requests_is_one_or_none() {
+    let (gateway, upstream, host) = both().await;
+    let open = async || {
+        let (client, answer) = gateway.connect(&host).await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        client
+    };
+    hold((&gateway, &upstream, &host), open, <[u8]>::to_vec).await;
+}
+
+/// By the explicit proxy: the same requests, of a target that names the host, by an agent that proves itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_be_two_requests_to_a_proxy_is_one_or_none() {
+    let (gateway, upstream, host) = both().await;
+    let (absolute, web) = (format!(" http://{host}/"), gateway.web());
+    let written = |head: &[u8]| {
+        let end = head.windows(2).position(|w| w == b"\r\n").expect("a line") + 2;
+        let (line, fields) = head.split_at(end);
+        let at = line.windows(2).position(|w| w == b" /");
+        let line =
+            at.map_or(line.to_vec(), |at| [&line[..at], absolute.as_bytes(), &line[at + 2..]].concat());
+        [&line, web.as_bytes(), fields].concat()
+    };
+    hold((&gateway, &upstream, &host), async || gateway.client().await, written).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_be_two_requests_within_tls_that_is_read_is_one_or_none() {
+    let (upstream, pem) = Upstream::http_within("127.1.0.1", HOST).await;
+    let site = Site::before(upstream, &pem, POLICY, "").await;
+    hold((&site.gateway, &site.upstream, &site.host()), async || site.inside().await, <[u8]>::to_vec).await;
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
@@ -115,9 +115,26 @@ impl Upstream {
     /// An HTTP/1.1 server; what it answers depends on the path.
     pub async fn http(ip: &str) -> Upstream {
         Upstream::start(ip, None, |stream, seen| async move {
-            let _ = http(stream, &seen).await;
+            let port = stream.peer_addr().expect("address").port();
+            let _ = http(stream, port, &seen).await;
         })
         .await
+    }
+
+    /// The same over TLS, for `name`, and its certificate, PEM.
+    pub async fn http_within(ip: &str, name: &str) -> (Upstream, String) {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("certificate");
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let acceptor = acceptor(made.cert.der().clone(), key);
+        let serve = move |stream: TcpStream, seen: Arc<Seen>| {
+            let acceptor = acceptor.clone();
+            async move {
+                let port = stream.peer_addr().expect("address").port();
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let _ = http(stream, port, &seen).await;
+            }
+        };
+        (Upstream::start(ip, None, serve).await, made.cert.pem())
     }
 
     /// A TLS server for `name` that sends back what it gets.
@@ -187,9 +204,14 @@ impl Upstream {
     }
 }
 
+/// What a server's connection is carried by.
+trait Carrier: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for S {}
+
 const USAGE: &str = r#""usage":{"prompt_tokens":11,"completion_tokens":22,"total_tokens":33}"#;
 
-async fn http(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
+async fn http(mut stream: impl Carrier, port: u16, seen: &Seen) -> std::io::Result<()> {
     let mut held = Vec::new();
     loop {
         let end = loop {
@@ -201,7 +223,7 @@ async fn http(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
         let head = String::from_utf8_lossy(&held[..end]).into_owned();
         held.drain(..end);
         seen.requests.lock().push(head.clone());
-        seen.ports.lock().push(stream.peer_addr()?.port());
+        seen.ports.lock().push(port);
         let body = body(&mut stream, &mut held, seen, &head.to_lowercase()).await?;
         let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
         match path.split('?').next().unwrap_or_default() {
@@ -227,7 +249,7 @@ async fn http(mut stream: TcpStream, seen: &Seen) -> std::io::Result<()> {
     }
 }
 
-async fn more(stream: &mut TcpStream, held: &mut Vec<u8>, seen: &Seen) -> std::io::Result<()> {
+async fn more(stream: &mut impl Carrier, held: &mut Vec<u8>, seen: &Seen) -> std::io::Result<()> {
     let before = held.len();
     if stream.read_buf(held).await? == 0 {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
@@ -237,7 +259,7 @@ async fn more(stream: &mut TcpStream, held: &mut Vec<u8>, seen: &Seen) -> std::i
 }
 
 async fn body(
-    stream: &mut TcpStream,
+    stream: &mut impl Carrier,
     held: &mut Vec<u8>,
     seen: &Seen,
     head: &str,
@@ -272,7 +294,7 @@ async fn body(
     Ok(all)
 }
 
-async fn answer(stream: &mut TcpStream, kind: &str, body: &[u8]) -> std::io::Result<()> {
+async fn answer(stream: &mut impl Carrier, kind: &str, body: &[u8]) -> std::io::Result<()> {
     let head = format!(
         "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nProxy-Authenticate: Basic realm=\"steal\"\r\n\r\n",
         body.len()
@@ -280,7 +302,7 @@ async fn answer(stream: &mut TcpStream, kind: &str, body: &[u8]) -> std::io::Res
     stream.write_all(&[head.as_bytes(), body].concat()).await
 }
 
-async fn events(stream: &mut TcpStream, seen: &Seen) -> std::io::Result<()> {
+async fn events(stream: &mut impl Carrier, seen: &Seen) -> std::io::Result<()> {
     let chunk = |text: &str| format!("{:x}\r\n{text}\r\n", text.len());
     let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
     stream.write_all(head.as_bytes()).await?;
