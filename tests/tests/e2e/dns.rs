@@ -8,9 +8,9 @@ use clawgress_e2e::lab::{Host, Output};
 use clawgress_e2e::plan::{
     API, BLOCKED, DATABASE, DATABASE_PORT, DNS, LARGE, METADATA, REBIND, SECRET, V6_ONLY, WEB, addresses,
 };
-use clawgress_e2e::scenario::{CRAWLER, POLICY, SETS, Site};
+use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS, Site};
 
-use crate::support::{agent, codes, curl, denied, finish, pair, record, site, to_host};
+use crate::support::{agent, codes, curl, denied, finish, pair, proxy, record, site, to_host};
 
 /// What opens DNS, in place of the scenario's policy that lets it go straight through.
 const RESOLVE: &str = r#"
@@ -149,6 +149,22 @@ fn what_is_not_permitted_is_refused_and_goes_nowhere() {
     let doh =
         ["--doh-url", "https://web.allowed.test/dns-query", "--doh-insecure", "http://api.allowed.test/"];
     assert!(!curl(&site, Host::Known, &doh).ok(), "its name is not permitted");
+    record(&site, "the name by the route", |r| to_host(r, WEB) && denied(r, "policy_denied"));
+    // By CONNECT, neither.
+    let own = proxy(ASSISTANT, &site.assistant_key);
+    let refused = |args: &[&str]| codes(&curl(&site, Host::Anon, &[&["-x", &own], args].concat())).1;
+    for at in [WEB.to_owned(), format!("{}:853", DNS.0), format!("{API}:853")] {
+        assert_eq!(refused(&[&format!("https://{at}/dns-query?dns=AAABAAABAAAAAAAA")]), 403, "{at}");
+        record(&site, &at, |r| {
+            let to = r.destination.host.as_deref().unwrap_or_default();
+            let port = r.destination.port.unwrap_or_default();
+            let is_it = at == to || at == format!("{to}:{port}");
+            is_it && agent(r) == Some(ASSISTANT) && denied(r, "policy_denied")
+        });
+    }
+    // The gateway has asked for a name that policy permits, to judge its addresses; none of these servers heard of it.
+    let world = site.gateway.lab.world().unwrap();
+    assert!(world.dns_queries <= before + 2 && world.requests.is_empty(), "{world:?}");
     finish(site);
 }
 
