@@ -1,6 +1,8 @@
 //! TLS that is read, by clients as they are: each with the variable it knows, by its route and by the proxy.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::path::Path;
 
 use clawgress_api::{Ingress, RecordKind, Verdict};
 use clawgress_e2e::clients;
@@ -112,6 +114,21 @@ fn requests_inside_tls_are_judged_by_route_and_by_proxy() {
     finish(reading.site);
 }
 
+/// A command under `clawgressctl run`, which no variable of whoever runs this reaches.
+fn governed(site: &Site, args: &[&str]) -> Output {
+    let ctl = site.gateway.admin().unwrap().command(&[&["run", "--agent", CRAWLER, "--"], args].concat());
+    let mut argv: Vec<OsString> = vec!["env".into()];
+    for name in ["SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"] {
+        argv.extend(["-u".into(), name.into()]);
+    }
+    for (name, value) in ctl.get_envs() {
+        argv.push([name, value.unwrap_or_default()].join(OsStr::new("=")));
+    }
+    argv.push(ctl.get_program().to_owned());
+    argv.extend(ctl.get_args().map(ToOwned::to_owned));
+    site.gateway.lab.run(Host::Gateway, &argv).unwrap()
+}
+
 #[test]
 fn clients_trust_the_authority_by_the_variables_they_know() {
     let reading = Reading::start();
@@ -147,6 +164,19 @@ print(text)
     assert!(decision.intercepted && agent(&decision) == Some(CRAWLER), "{decision:?}");
     let tokens = outcome.tokens.unwrap();
     assert_eq!((tokens.input, tokens.output), (11, 7));
+    // A command of this machine is told by `run`, and so is all that it starts.
+    let tree = r#"echo "$SSL_CERT_FILE"; sh -c 'curl -sS --max-time 8 -o /dev/null -w "%{http_code} " "$0"; exec python3 -c "$1" "$0"' "$@""#;
+    let urllib = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=8).status)";
+    let local = "https://web.allowed.test/public/run";
+    let output = governed(site, &["bash", "-c", tree, "tree", local, urllib]);
+    let said: Vec<&str> = output.stdout.lines().collect();
+    assert!(matches!(said[..], [_, "200 200"]), "{output:?}");
+    let bundle = Path::new(said[0]);
+    assert!(said[0].ends_with("/bundle.pem") && !bundle.exists(), "it ends with the command: {output:?}");
+    let output = governed(site, &["sh", "-c", "exec node -e \"$0\" \"$1\"", node, local]);
+    assert_eq!(output.stdout.trim(), "200 true", "{output:?}");
+    let (decision, _) = pair(site, "the command", |r| r.destination.path.as_deref() == Some("/public/run"));
+    assert!(decision.intercepted && agent(&decision) == Some(CRAWLER), "{decision:?}");
     let shown = site.gateway.ctl(&["ca", "show"]).unwrap().check().unwrap().stdout;
     assert!(shown.contains("made by this node") && shown.contains("six.allowed.test"), "{shown}");
     let exported = site.gateway.ctl(&["ca", "export"]).unwrap().check().unwrap().stdout;
