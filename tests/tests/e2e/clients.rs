@@ -7,12 +7,12 @@ use std::path::Path;
 use clawgress_api::{AuditQuery, Ingress, RecordKind, Verdict};
 use clawgress_e2e::clients;
 use clawgress_e2e::lab::{Daemon, Host, Output};
-use clawgress_e2e::plan::{API, TWO};
-use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, Site};
+use clawgress_e2e::plan::{API, TWO, addresses};
+use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS, Site};
 use clawgress_e2e::world;
 
 use crate::interception::Reading;
-use crate::support::{admin, agent, finish, proxy, record, to_host};
+use crate::support::{admin, agent, curl, finish, proxy, record, to_host};
 
 /// One host more, all of which is read, at the port of WebSockets too.
 const READ: &str = r#"
@@ -138,8 +138,19 @@ async def main():
 asyncio.run(main())
 "#;
 
+const REQUESTS: &str = r#"
+import requests, sys
+base = sys.argv[1]
+with requests.Session() as session:
+    print([session.get(f"{base}/requests/{n}", timeout=10).status_code for n in range(3)])
+    print(session.post(f"{base}/requests/up", data=iter([bytes(10_000)] * 30), timeout=10).json()["body_bytes"])
+    with session.get(f"{base}/bytes/700000", stream=True, timeout=10) as response:
+        print(sum(len(piece) for piece in response.iter_content(16_384)))
+    print(session.get(f"{base}/admin/requests", timeout=10).status_code)
+"#;
+
 #[test]
-fn pythons_httpx_and_aiohttp_go_every_way() {
+fn pythons_requests_httpx_and_aiohttp_go_every_way() {
     let reading = Reading::of(READ);
     let python = python();
     each(&reading, |way| {
@@ -154,20 +165,59 @@ fn pythons_httpx_and_aiohttp_go_every_way() {
         let output = way.run(&[], &[&python, "-c", AIOHTTP, &base]);
         assert_eq!(output.stdout.trim(), "{(200, True)}\n300000", "{output:?}");
         way.is_recorded("/aiohttp/0");
+        let output = way.run(&[], &[&python, "-c", REQUESTS, &base]);
+        let said: Vec<&str> = output.stdout.lines().collect();
+        assert_eq!(said, ["[200, 200, 200]", "300000", "700000", admin], "{output:?}");
+        way.is_recorded("/requests/0");
     });
     finish(reading.site);
 }
 
-/// Sends back what it gets, over TLS as `two.allowed.test`.
+/// Node's own `fetch` and `https`; by a proxy as `undici`, of which that `fetch` is made, and `https-proxy-agent` do it.
+const NODE: &str = r#"
+const [base, proxy] = process.argv.slice(1);
+const undici = proxy ? require("undici") : { fetch };
+const dispatcher = proxy && new undici.ProxyAgent(proxy);
+const agent = proxy && new (require("https-proxy-agent").HttpsProxyAgent)(proxy);
+const ask = (path, more) => undici.fetch(base + path, { dispatcher, ...more });
+const get = path => new Promise((done, failed) =>
+  require("https").get(base + path, { agent }, r => r.resume().on("end", () => done(r.statusCode))).on("error", failed));
+(async () => {
+  console.log((await Promise.all([0, 1, 2].map(n => ask(`/node/${n}`)))).map(r => r.status).join());
+  console.log((await (await ask("/node/up", { method: "POST", body: Buffer.alloc(300_000) })).json()).body_bytes);
+  console.log((await (await ask("/bytes/700000")).arrayBuffer()).byteLength, (await ask("/admin/node")).status);
+  console.log(await get("/node/https"), await get("/admin/https"));
+  process.exit(0);
+})();
+"#;
+
+#[test]
+fn node_goes_every_way() {
+    let reading = Reading::of(READ);
+    let modules = format!("NODE_PATH={}", clients::modules().unwrap().display());
+    each(&reading, |way| {
+        let base = format!("https://{}", way.server);
+        let args: Vec<&str> = ["node", "-e", NODE, &base].into_iter().chain(way.proxy.as_deref()).collect();
+        let output = way.run(std::slice::from_ref(&modules), &args);
+        let admin = if way.is_read() { "403" } else { "200" };
+        let wanted = ["200,200,200", "300000", &format!("700000 {admin}"), &format!("200 {admin}")];
+        assert_eq!(output.stdout.lines().collect::<Vec<_>>(), wanted, "{output:?}");
+        way.is_recorded("/node/0");
+        way.is_recorded("/node/https");
+    });
+    finish(reading.site);
+}
+
+/// Sends back what it gets, over TLS, at an address.
 const ECHO: &str = r#"
 import asyncio, ssl, sys, websockets
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-context.load_cert_chain(sys.argv[1], sys.argv[2])
+context.load_cert_chain(sys.argv[2], sys.argv[3])
 async def echo(ws):
     async for message in ws:
         await ws.send(message)
 async def main():
-    async with websockets.serve(echo, "203.0.113.16", 8443, ssl=context, max_size=None):
+    async with websockets.serve(echo, sys.argv[1], 8443, ssl=context, max_size=None):
         await asyncio.Future()
 asyncio.run(main())
 "#;
@@ -187,25 +237,35 @@ except websockets.exceptions.InvalidStatus as refused:
 "#;
 
 #[test]
-fn pythons_websockets_go_within_tls_that_is_read() {
+fn pythons_websockets_go_within_tls_read_or_not() {
     let reading = Reading::of(READ);
     let lab = &reading.site.gateway.lab;
     let python = python();
-    let file = |kind| lab.dir().join(world::CERTIFICATES).join(format!("{TWO}.{kind}")).display().to_string();
-    let argv = [&*python, "-c", ECHO, &file("pem"), &file("key")];
-    let mut server: Daemon = lab.spawn(Host::World, "echo", &argv).unwrap();
-    listens(&reading.site, "203.0.113.16/8443");
+    let serve = |name: &str| -> Daemon {
+        let file =
+            |kind| lab.dir().join(world::CERTIFICATES).join(format!("{name}.{kind}")).display().to_string();
+        let address = addresses(name)[0].to_string();
+        let argv = [&*python, "-c", ECHO, &address, &file("pem"), &file("key")];
+        let server = lab.spawn(Host::World, &format!("echo-{name}"), &argv).unwrap();
+        listens(&reading.site, &format!("{address}/8443"));
+        server
+    };
+    let servers = [TWO, API].map(serve);
     each(&reading, |way| {
-        if !way.is_read() {
-            return;
-        }
-        let output = way.run(&[], &[&python, "-c", WEBSOCKETS, &format!("wss://{TWO}:8443/chat")]);
+        let ask = |path: &str| {
+            let url = format!("wss://{}:8443{path}", way.server);
+            way.run(&[], &[&python, "-c", WEBSOCKETS, &url])
+        };
+        let output = ask("/chat");
         assert_eq!(output.stdout.trim(), "hello 100000", "{output:?}");
-        let output = way.run(&[], &[&python, "-c", WEBSOCKETS, &format!("wss://{TWO}:8443/admin/chat")]);
-        assert_eq!(output.stdout.trim(), "403", "{output:?}");
+        let output = ask("/admin/chat");
+        let admin = if way.is_read() { "403" } else { "hello 100000" };
+        assert_eq!(output.stdout.trim(), admin, "{output:?}");
         way.is_recorded("/chat");
     });
-    server.kill().unwrap();
+    for mut server in servers {
+        server.kill().unwrap();
+    }
     finish(reading.site);
 }
 
@@ -432,7 +492,7 @@ fn javas_client_goes_where_there_is_java() {
 /// Whoever speaks both protocols is offered what the server has chosen of them when it was asked last.
 #[test]
 fn a_client_is_offered_what_its_server_speaks() {
-    let reading = Reading::of(&format!("{READ}{OLDER}"));
+    let mut reading = Reading::of(&format!("{READ}{OLDER}"));
     let script = "curl -sS --max-time 8 --noproxy '' -o /dev/null -w '%{http_version} %{http_code}' \"$@\"";
     let asks = |way: &Way<'_>, more: &[&str], to: &str| {
         let proxy: Vec<&str> = way.proxy.iter().flat_map(|proxy| ["-x", proxy]).collect();
@@ -453,6 +513,24 @@ fn a_client_is_offered_what_its_server_speaks() {
     });
     let seen = admin(&reading.site).audit(&AuditQuery::default()).unwrap();
     assert!(seen.iter().any(|r| r.destination.path.as_deref() == Some("/public/versions") && r.intercepted));
+    // Where nothing is read, the two speak HTTP/2 with each other.
+    let unread = READ.replace("@effect(\"intercept\") ", "");
+    reading.site.gateway.apply_policy(&format!("{POLICY}{unread}"), SETS).unwrap();
+    let own = proxy(ASSISTANT, &reading.site.assistant_key);
+    for (host, who, more) in [(Host::Known, CRAWLER, vec![]), (Host::Anon, ASSISTANT, vec!["-x", &own])] {
+        let to = [
+            &["-o", "/dev/null", "-w", "%{http_version} %{http_code}"],
+            &more[..],
+            &["https://two.allowed.test/admin"],
+        ];
+        let output = curl(&reading.site, host, &to.concat());
+        assert_eq!(output.stdout, "2 200", "{output:?}");
+        let found = record(&reading.site, "the tunnel", |r| {
+            let is_its = r.kind == RecordKind::Decision && agent(r) == Some(who) && to_host(r, TWO);
+            is_its && r.action.as_deref() == Some("tunnel")
+        });
+        assert_eq!((found.verdict, found.intercepted), (Some(Verdict::Allow), false), "{found:?}");
+    }
     finish(reading.site);
 }
 

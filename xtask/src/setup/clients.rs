@@ -75,7 +75,7 @@ fn install_list(list: &List) -> anyhow::Result<()> {
 /// Installs the packages of Node that tests use, unless what is there was made from these very lock files. No package's
 /// scripts run.
 pub fn install_packages() -> anyhow::Result<()> {
-    [("oidc", "oidc-provider"), ("node", "openai and MCP's SDK")]
+    [("oidc", "oidc-provider"), ("node", "openai, MCP's SDK, and what takes Node's requests to a proxy")]
         .into_iter()
         .try_for_each(|(name, what)| install_package(name, what))
 }
