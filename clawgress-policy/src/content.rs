@@ -187,6 +187,25 @@ impl Attributes {
         Attributes(attributes.iter().fold(0, |all, attribute| all | (1 << *attribute as u32)))
     }
 
+    /// What is in a call of a model: all but whom it goes to, and how.
+    pub(crate) fn in_call() -> Attributes {
+        use Attribute as A;
+        Attributes::of(&[
+            A::LlmModel,
+            A::LlmFamily,
+            A::LlmTokens,
+            A::LlmTokensMax,
+            A::LlmTools,
+            A::LlmAttachments,
+            A::LlmPromptScore,
+            A::LlmToolChoice,
+            A::LlmEndUser,
+            A::LlmStore,
+            A::LlmPartial,
+            A::Findings,
+        ])
+    }
+
     pub(crate) fn has(self, attribute: Attribute) -> bool {
         self.0 & (1 << attribute as u32) != 0
     }

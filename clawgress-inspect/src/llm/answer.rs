@@ -16,6 +16,7 @@ mod plain;
 use calls::Calls;
 pub use calls::{Asked, CallsError, Following};
 use document::Document;
+pub(super) use document::is_over;
 pub use editor::Editor;
 use frames::Frames;
 pub use head::Counted;

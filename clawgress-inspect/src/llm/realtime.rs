@@ -1,10 +1,11 @@
-//! Realtime conversations over WebSockets, in OpenAI's events or in messages of Gemini's Live API (`live.rs`): what a client's message
-//! says of a call, and what the messages of a server come to.
+//! Conversations with models over WebSockets, in OpenAI's realtime events, in those of its Responses API (`responses.rs`) or in messages
+//! of Gemini's Live API (`live.rs`): what a client's message says of a call, and what the messages of a server come to.
 //!
 //! Their parts are those of the Responses API, and of `generateContent`, and are read as these. Must never take for read what could not be: a message that
 //! is no JSON that all read alike is an error, and so is more than is kept.
 
 mod live;
+mod responses;
 
 use super::Surface;
 use super::answer::{Asked, CallsError, Following, Format, Reader, Usage};
@@ -23,6 +24,8 @@ pub enum Dialect {
     Events,
     /// Gemini's Live API: `BidiGenerateContent`.
     Live,
+    /// Requests of OpenAI's Responses API, and the events of its streams.
+    Responses,
 }
 
 /// What a message of a client says.
@@ -34,6 +37,8 @@ pub enum Sent {
     Shows(String),
     /// The same, of a response that is asked for.
     Asks(String),
+    /// The same of one that goes on from another, with the model and tools of that: what is shown besides.
+    GoesOn(String),
 }
 
 /// Why messages of a server can't be known.
@@ -48,11 +53,16 @@ pub enum Unheard {
     /// Of responses under way.
     #[error("more than {RESPONSES_MAX} responses are under way at once")]
     TooMany,
+    /// Of one that begins in place of another, of which a call has begun.
+    #[error("a response begins before a call of the one before it is whole")]
+    Between,
 }
 
 /// What a response took.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spent {
+    /// The model, if the server says which.
+    pub model: Option<String>,
     /// Tokens, as the server counts them; estimated where it did not say.
     pub usage: Usage,
     /// Whether they are estimated: of the answer alone.
@@ -84,7 +94,10 @@ pub struct Heard {
 /// A response under way.
 #[derive(Debug)]
 struct Response {
+    /// What its events are told apart by.
     id: String,
+    /// What it is called where that is another thing.
+    named: Option<String>,
     reader: Reader,
     /// Whether sound of it came.
     has_sound: bool,
@@ -105,6 +118,7 @@ impl Dialect {
         let last = super::route::decode(last.split(';').next().unwrap_or(last)).to_ascii_lowercase();
         match last.rsplit('.').next() {
             _ if last == "realtime" => Some(Dialect::Events),
+            _ if last == "responses" => Some(Dialect::Responses),
             Some("bidigeneratecontent" | "bidigeneratecontentconstrained") => Some(Dialect::Live),
             _ => None,
         }
@@ -114,7 +128,7 @@ impl Dialect {
     #[must_use]
     pub fn surface(self) -> Surface {
         match self {
-            Dialect::Events => Surface::Responses,
+            Dialect::Events | Dialect::Responses => Surface::Responses,
             Dialect::Live => Surface::GenerateContent,
         }
     }
@@ -126,8 +140,10 @@ impl Dialect {
 /// If it is none that all read alike.
 pub fn sent(dialect: Dialect, text: &[u8]) -> Result<Sent, ValueError> {
     let value = Value::parse(text)?;
-    if dialect == Dialect::Live {
-        return live::sent(&value);
+    match dialect {
+        Dialect::Live => return live::sent(&value),
+        Dialect::Responses => return responses::sent(value),
+        Dialect::Events => {}
     }
     let kind = value.member("type").and_then(Value::text).ok_or(ValueError::Malformed)?;
     let inner = |name: &str| as_request(value.member(name).cloned().unwrap_or(Value::Object(Vec::new())));
@@ -184,8 +200,10 @@ impl Heard {
     /// Why it can't be known.
     pub fn message(&mut self, text: &[u8]) -> Result<(), Unheard> {
         let mut value = Value::parse(text)?;
-        if self.dialect == Dialect::Live {
-            return self.live(&value);
+        match self.dialect {
+            Dialect::Live => return self.live(&value),
+            Dialect::Responses => return self.lane(&value),
+            Dialect::Events => {}
         }
         let kind = value.member("type").and_then(Value::text).ok_or(ValueError::Malformed)?.to_owned();
         if kind.starts_with("conversation.item.") {
@@ -231,7 +249,7 @@ impl Heard {
         let (is_estimated, estimated) = (answer.usage.is_none(), answer.output_estimated);
         let usage = answer.usage.unwrap_or(Usage { output: estimated, ..Usage::default() });
         let has_sound = response.has_sound && usage.output_audio == 0;
-        let spent = Spent { usage, is_estimated, has_sound };
+        let spent = Spent { model: answer.model, usage, is_estimated, has_sound };
         self.input = self.input.saturating_add(spent.usage.input);
         self.output = self.output.saturating_add(spent.usage.output);
         self.spent.push(spent);
@@ -247,9 +265,14 @@ impl Heard {
         }
         let kind = Value::Text("response.output_item.done".to_owned());
         let event = Value::Object(vec![("type".to_owned(), kind), ("item".to_owned(), item)]);
-        // By a reader of its own: it is whole, and what it took is counted by the response that made it.
+        // It is whole, and what it took is counted by the response that made it.
+        self.beside(&event)
+    }
+
+    /// Has an event read that is of no response, by a reader of its own.
+    fn beside(&mut self, event: &Value) -> Result<(), Unheard> {
         self.responses.push(self.begun(String::new()));
-        let heard = self.event(self.responses.len() - 1, &event);
+        let heard = self.event(self.responses.len() - 1, event);
         self.responses.pop();
         heard
     }
@@ -270,7 +293,7 @@ impl Heard {
     fn begun(&self, id: String) -> Response {
         let reader = Reader::new(Format::EventStream).keeping_texts();
         let reader = reader.following_calls(self.bytes_max, self.following, true);
-        Response { id, reader, has_sound: false }
+        Response { id, named: None, reader, has_sound: false }
     }
 
     /// Has a response's reader read an event of it.
@@ -334,8 +357,10 @@ impl Heard {
         let (input, output) = (all().map(|now| now.input).sum(), all().map(|now| now.output).sum());
         let usage = Usage { input, output, ..Usage::default() };
         let has_sound = self.responses.iter().any(|response| response.has_sound);
-        let is_any = input > 0 || output > 0 || has_sound;
-        is_any.then_some(Spent { usage, is_estimated: true, has_sound })
+        // Of the Responses API, what has begun was sent whole.
+        let has_begun = self.dialect == Dialect::Responses && !self.responses.is_empty();
+        let is_any = input > 0 || output > 0 || has_sound || has_begun;
+        is_any.then_some(Spent { model: None, usage, is_estimated: true, has_sound })
     }
 
     /// Tokens of all prompts, and of all answers, as far as they are known.

@@ -22,7 +22,7 @@ pub enum Surface {
     Audio,
     /// `/moderations`.
     Moderations,
-    /// A WebSocket, whose messages are not read.
+    /// A WebSocket. Messages of [some](super::realtime::Dialect) are read.
     Realtime,
     /// Calls that are made later, from a file or many in one.
     Batches,
@@ -323,11 +323,17 @@ fn route_as_written(servers: &[Server], target: &Target<'_>) -> Option<Route> {
     let lower: Vec<String> = decoded.iter().map(|segment| segment.to_ascii_lowercase()).collect();
     let words: Vec<&str> = lower.iter().map(String::as_str).collect();
     if target.is_upgrade {
-        route.surface = Surface::Realtime;
         // Of other WebSockets, a message names it.
-        if words.last() == Some(&"realtime") {
-            route.model = of_query(target.query, is_azure);
+        match words.last() {
+            Some(&"realtime") => route.model = of_query(target.query, is_azure),
+            Some(&"responses") => {
+                // As of requests by this path, which its messages are.
+                route.surface = Surface::Responses;
+                name(&mut route, (&words, &decoded), target.query, is_azure);
+            }
+            _ => {}
         }
+        route.surface = Surface::Realtime;
         return Some(route);
     }
     if is_agents {
@@ -339,24 +345,29 @@ fn route_as_written(servers: &[Server], target: &Target<'_>) -> Option<Route> {
     } else {
         by_words(&mut route, &words, &decoded);
     }
+    name(&mut route, (&words, &decoded), target.query, is_azure);
+    Some(route)
+}
+
+/// The model that a path or query names besides the path's end.
+fn name(route: &mut Route, (words, decoded): (&[&str], &[String]), query: &str, is_azure: bool) {
     if !route.surface.is_read() {
         // What is sent there may ask for others, and is not looked at.
         route.model = None;
     } else if route.model.is_none() {
-        match in_path(&route, &words, is_azure) {
+        match in_path(route, words, is_azure) {
             InPath::Nothing => {}
             InPath::At(at) => route.model = decoded.get(at).cloned(),
             InPath::Unclear => route.is_model_unclear = true,
         }
     }
-    if is_named && route.surface.is_read() {
-        match &mut in_query(target.query)[..] {
+    if route.is_named && route.surface.is_read() {
+        match &mut in_query(query)[..] {
             [] => {}
             [(_, one)] if !one.is_empty() => route.besides = Some(std::mem::take(one)),
             _ => route.is_model_unclear = true,
         }
     }
-    Some(route)
 }
 
 /// Whether a host is Bedrock's of agents, flows and knowledge bases: they ask models that their configuration names, or a body in

@@ -65,6 +65,13 @@ pub fn llm(plan: &Plan, who: &Who, operation: Operation<'_>) -> Ruling {
     ask(plan, who, operation)
 }
 
+/// Whether that depends on what is in the call, where nobody reads it.
+#[must_use]
+pub fn needs_call_read(plan: &Plan, who: &Who, operation: Operation<'_>) -> bool {
+    let agent = &who.identity.agent;
+    policy(plan, who).is_some_and(|policy| policy.needs_call_read(&Request { agent, operation }))
+}
+
 /// Who needs to know what `who` did before, of this `send`, of whose body nothing is known yet.
 #[must_use]
 pub fn send_needs_history(plan: &Plan, who: &Who, operation: Operation<'_>) -> Need {

@@ -268,7 +268,7 @@ impl Conversation {
             Err(Unsaid::Content(why)) => return Err(Stop::content("llm", why)),
             Err(Unsaid::Message(why)) => return Err(Stop::unread("llm", &why)),
         };
-        call.iter().for_each(|call| exchange.call(call.facts.record(), call.facts.findings()));
+        call.iter().for_each(|call| exchange.call(call.record.clone(), call.facts.findings()));
         Ok(call)
     }
 

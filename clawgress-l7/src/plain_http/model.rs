@@ -32,7 +32,7 @@ mod usage;
 pub use usage::Asking;
 
 /// Names of tools that a record tells, and their bytes.
-const TOOLS_TOLD: usize = 64;
+pub(super) const TOOLS_TOLD: usize = 64;
 
 /// How calls of models are known, and read.
 #[derive(Debug)]
@@ -83,9 +83,8 @@ pub struct Calling {
     told: Option<llm::Told>,
     /// Who needs to know.
     pub need: PayloadNeed,
-    /// Whether it opens a conversation whose first message names the model: that is the call, and nothing goes on before it is
-    /// judged.
-    opens: bool,
+    /// The conversation that it opens, if it opens one.
+    opens: Option<Dialect>,
     /// What models cost, and today.
     prices: Arc<Prices>,
     day: Day,
@@ -148,7 +147,7 @@ impl Calls {
             route,
             told: llm::tells(&admitted.path),
             need,
-            opens: self.converses(admitted) == Some(Dialect::Live),
+            opens: self.converses(admitted),
             prices: self.prices.now(),
             day: day_of(now),
         })
@@ -317,7 +316,12 @@ impl Calling {
     /// What is known of it before its body is.
     #[must_use]
     pub fn before(&self) -> Option<Facts> {
-        let names_later = |route: &&Route| self.opens && route.model.is_none() && !route.is_model_unclear;
+        let names_later = |route: &Route| match self.opens {
+            // Each message is the call, or the first: nothing goes on before it is judged.
+            Some(Dialect::Responses) => true,
+            Some(Dialect::Live) => route.model.is_none() && !route.is_model_unclear,
+            Some(Dialect::Events) | None => false,
+        };
         let route = self.route.as_ref().filter(|route| !self.is_read() && !names_later(route))?;
         let mut facts = Facts {
             provider: Arc::clone(&route.provider),
@@ -334,8 +338,7 @@ impl Calling {
     /// What is known of it by its body.
     #[must_use]
     pub fn facts<'a>(&self, call: &Call, prompt_score: u32, found: impl Iterator<Item = &'a str>) -> Facts {
-        let (route, surface) =
-            (self.route.as_ref(), self.route.as_ref().map_or(Surface::Other, |r| r.surface));
+        let (route, surface) = (self.route.as_ref(), self.surface());
         let in_path = route.and_then(|route| route.model.as_ref());
         let differs = in_path.is_some_and(|model| call.model.as_ref().is_some_and(|body| body != model));
         // Which of two a server of the operator's takes, is not known.
@@ -376,6 +379,16 @@ impl Calling {
         facts.names(model.unwrap_or_default());
         facts.unpriced = !self.is_priced(&facts);
         facts
+    }
+
+    /// What is asked: of a WebSocket whose messages are requests of a surface, that one.
+    fn surface(&self) -> Surface {
+        match self.opens {
+            Some(Dialect::Responses) => Surface::Responses,
+            Some(Dialect::Events | Dialect::Live) | None => {
+                self.route.as_ref().map_or(Surface::Other, |route| route.surface)
+            }
+        }
     }
 
     fn is_priced(&self, facts: &Facts) -> bool {

@@ -1,21 +1,21 @@
-//! A realtime conversation, message by message as calls of a model: what it offers and shows is asked of `llm`, what the model
+//! A conversation with a model, message by message as calls of a model: what it offers and shows is asked of `llm`, what the model
 //! says and asks for of `receive`, and what it takes is counted.
 //!
 //! INVARIANT: where a call that a model asks for decides, nothing of it goes on before it is whole and judged.
 
 use std::sync::Arc;
 
-use clawgress_api::{CallCost, TokenUsage};
-use clawgress_inspect::llm::Provenance;
+use clawgress_api::{CallCost, ModelFacts, TokenUsage};
 use clawgress_inspect::llm::answer::{Asked, Following};
 use clawgress_inspect::llm::realtime::{Dialect, Heard, Sent, Spent, Unheard, sent};
+use clawgress_inspect::llm::{self, ModelName, Provenance};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Readings, Unreadable};
 use clawgress_inspect::prompt::Rules;
 use clawgress_policy::CallsLook;
 
 use super::Admitted;
 use super::came::Came;
-use super::model::{Calling, Facts, used};
+use super::model::{Calling, Facts, TOOLS_TOLD, used};
 use crate::gateway::Gateway;
 
 /// Tools that a conversation may offer: as many as a request may.
@@ -27,8 +27,7 @@ const UNNAMED: &str = "unnamed";
 #[derive(Debug)]
 pub struct Realtime {
     dialect: Dialect,
-    /// The model that a message named; where it was opened none was.
-    model: Option<String>,
+    earlier: Earlier,
     /// Whether a message was a call.
     has_begun: bool,
     /// How policy asks about the calls that messages are, if it does.
@@ -48,11 +47,23 @@ pub struct Realtime {
     is_lost: bool,
 }
 
+/// What messages leave to those behind them.
+#[derive(Debug, Default)]
+struct Earlier {
+    /// The model that a message named; where it was opened none was. Of calls that name each their own, the one of all.
+    model: Option<String>,
+    /// Whether they named several; and whether the provider may keep any of them.
+    has_several: bool,
+    stores: bool,
+}
+
 /// A message that is a call.
 #[derive(Debug)]
 pub struct Call {
     /// What is known of it.
     pub facts: Facts,
+    /// What the record tells: of all that were offered, which tools.
+    pub record: ModelFacts,
     /// Whether it asks for an answer.
     pub asks: bool,
 }
@@ -91,7 +102,7 @@ impl Realtime {
         let bytes_max = usize::try_from(content.hold_bytes_max.get()).unwrap_or(usize::MAX);
         Realtime {
             dialect,
-            model: None,
+            earlier: Earlier::default(),
             has_begun: false,
             calling,
             limits: Limits {
@@ -115,15 +126,17 @@ impl Realtime {
     /// Why it can't be known.
     pub fn says(&mut self, text: &[u8]) -> Result<Option<Call>, Unsaid> {
         let Some(calling) = &self.calling else { return Ok(None) };
-        let (document, asks) =
-            match sent(self.dialect, text).map_err(|why| Unsaid::Message(why.to_string()))? {
-                Sent::Other if self.has_begun || self.dialect == Dialect::Events => return Ok(None),
-                // Where no opening was asked about, whatever comes first is the call: of a model that nobody names.
-                Sent::Other => ("{}".to_owned(), false),
-                Sent::Shows(document) => (document, false),
-                Sent::Asks(document) => (document, true),
-            };
-        self.has_begun = true;
+        let sent = sent(self.dialect, text).map_err(|why| Unsaid::Message(why.to_string()))?;
+        let asks = matches!(sent, Sent::Asks(_) | Sent::GoesOn(_));
+        // Each request of the Responses API has all that is its own, but what goes on from one before it.
+        let is_own = self.dialect == Dialect::Responses && matches!(sent, Sent::Asks(_));
+        let document = match sent {
+            Sent::Other if self.has_begun || self.dialect == Dialect::Events => return Ok(None),
+            // Where no opening was asked about, whatever comes first is the call: of a model that nobody names.
+            Sent::Other => "{}".to_owned(),
+            Sent::Shows(document) | Sent::Asks(document) | Sent::GoesOn(document) => document,
+        };
+        let is_first = !std::mem::replace(&mut self.has_begun, true);
         let readings = Readings { call: Some(Some(self.dialect.surface())), ..Readings::default() };
         let inspector = Inspector::reading(Claims::new(&[b"application/json"], &[]), self.limits, readings);
         let mut inspector = inspector.with_rules(&self.rules);
@@ -135,8 +148,13 @@ impl Realtime {
         };
         let mut call = request.call().clone();
         match &call.model {
-            Some(_) => self.model.clone_from(&call.model),
-            None => call.model.clone_from(&self.model),
+            _ if is_own => self.earlier.calls(&call, is_first, self.dialect),
+            Some(_) => self.earlier.model.clone_from(&call.model),
+            None => call.model.clone_from(&self.earlier.model),
+        }
+        if self.dialect == Dialect::Responses && !is_own {
+            // What is not said of it is as it was of what it goes on from, which may be any.
+            call.store = call.store.or(Some(self.earlier.stores));
         }
         let found = inspector.findings().map(|finding| finding.name().to_owned());
         let found: Vec<String> = found.chain(assessment.findings().map(str::to_owned)).collect();
@@ -150,9 +168,17 @@ impl Realtime {
         }
         self.shown = self.shown.saturating_add(call.tokens_estimated);
         let mut facts = calling.facts(&call, assessment.score, found.iter().map(String::as_str));
-        facts.converses(&self.tools, self.shown);
+        match is_own {
+            true => facts.converses(&call.tools, call.tokens_estimated),
+            false => facts.converses(&self.tools, self.shown),
+        }
         facts.held_against(&self.rules);
-        Ok(Some(Call { facts, asks }))
+        let record = ModelFacts {
+            tools: self.tools.iter().take(TOOLS_TOLD).cloned().collect(),
+            tools_count: self.tools.len() as u64,
+            ..facts.record()
+        };
+        Ok(Some(Call { facts, record, asks }))
     }
 
     /// Hears what a server says, and whether it decides: what is known of it goes to `came`, and calls that became whole come
@@ -230,10 +256,11 @@ impl Realtime {
     }
 
     fn take(&mut self, gateway: &Gateway, admitted: &Admitted, spent: Spent) {
-        let Spent { usage, is_estimated: estimated, has_sound } = spent;
+        let Spent { model, usage, is_estimated: estimated, has_sound } = spent;
         let shown = std::mem::take(&mut self.shown);
         let input = if estimated { usage.input.max(shown) } else { usage.input };
-        let model = self.calling.as_ref().and_then(Calling::model).or_else(|| self.model.clone());
+        let named = || self.calling.as_ref().and_then(Calling::model).or_else(|| self.earlier.model.clone());
+        let model = model.or_else(named);
         let tokens = TokenUsage { model, input, estimated, ..used(&usage) };
         let cost = match has_sound {
             // How much of it there was, nobody has said.
@@ -262,8 +289,30 @@ impl Realtime {
     }
 }
 
+// === impl Earlier ===
+
+impl Earlier {
+    /// Notes what a call that has all that is its own leaves to what goes on from it, which may go on from any.
+    fn calls(&mut self, own: &llm::Call, is_first: bool, dialect: Dialect) {
+        if is_first {
+            self.model.clone_from(&own.model);
+        }
+        self.has_several |= self.model != own.model;
+        if self.has_several {
+            self.model = None;
+        }
+        self.stores |= own.store.unwrap_or(dialect.surface().stores_by_default());
+    }
+}
+
+/// Whether two names are of one model: of several, none took all.
+fn is_same(one: &str, other: &str) -> bool {
+    ModelName::of(one).family == ModelName::of(other).family
+}
+
 fn sum(all: TokenUsage, more: &TokenUsage) -> TokenUsage {
     TokenUsage {
+        model: all.model.filter(|all| more.model.as_ref().is_some_and(|more| is_same(all, more))),
         input: all.input.saturating_add(more.input),
         output: all.output.saturating_add(more.output),
         cached: all.cached.saturating_add(more.cached),
@@ -273,7 +322,6 @@ fn sum(all: TokenUsage, more: &TokenUsage) -> TokenUsage {
         cached_audio: all.cached_audio.saturating_add(more.cached_audio),
         output_audio: all.output_audio.saturating_add(more.output_audio),
         estimated: all.estimated || more.estimated,
-        ..all
     }
 }
 

@@ -9,6 +9,7 @@ use clawgress_policy::{CallsLook, CallsNeed, Look, Operation, PayloadNeed};
 use http::StatusCode;
 
 use super::Admitted;
+use super::model::{Calling, Facts};
 use super::said::operation;
 use crate::decide::{self, Ruling};
 use crate::gateway::Gateway;
@@ -106,8 +107,11 @@ pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted, http
     if gateway.tools.is_named(admitted) && decide::tool_need(plan, who).decided != Look::Nothing {
         return (unreadable("tool", &opened), reads);
     }
-    // Messages of a conversation with a model are calls of it.
+    // Messages of a conversation with a model are calls of it. Those of another nobody reads.
     let converses = gateway.calls.converses(admitted).is_some();
+    if !converses && needs_call_read(gateway, plan, who, admitted) {
+        return (unreadable("llm", &opened), reads);
+    }
     let calls = if converses { decide::call_need(plan, who) } else { PayloadNeed::default() };
     match rule_sent(plan, who, admitted, opened) {
         Ok((ruling, sent)) => {
@@ -120,6 +124,18 @@ pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted, http
         }
         Err(denied) => (denied, reads),
     }
+}
+
+/// Whether what policy says of a call depends on messages to a provider of models that are not read.
+fn needs_call_read(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted) -> bool {
+    let calling = gateway.calls.calling(plan, who, admitted, gateway.audit.now());
+    let facts = calling.as_ref().and_then(Calling::before);
+    let needs = |facts: &Facts| {
+        let operation = facts.operation(admitted);
+        // What is refused without is refused as it is.
+        decide::llm(plan, who, operation).verdict.is_ok() && decide::needs_call_read(plan, who, operation)
+    };
+    facts.as_ref().is_some_and(needs)
 }
 
 fn unreadable(action: &'static str, opened: &Ruling) -> Ruling {

@@ -88,6 +88,8 @@ mod requests;
 #[cfg(test)]
 mod resolvers;
 #[cfg(test)]
+mod responses;
+#[cfg(test)]
 mod revocation;
 #[cfg(test)]
 mod rules;

@@ -298,6 +298,16 @@ impl Inner {
             && self.depends(group, request, given, |policy| reads(&policy.reads) && counts(&policy.id))
     }
 
+    /// Whether the answer of any policy of the group that can match, and whose id `counts`, is not certain of what is given.
+    pub(super) fn depends_on_any(
+        &self,
+        group: &Group,
+        (request, given): (&Request<'_>, Given<'_>),
+        counts: impl Fn(&str) -> bool,
+    ) -> bool {
+        self.depends(group, request, given, |policy| counts(&policy.id))
+    }
+
     /// Whether any policy that can match, and that this `concerns`, has no certain answer without it. What can't be asked at all
     /// is denied with it or without.
     fn depends(

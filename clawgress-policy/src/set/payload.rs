@@ -11,6 +11,7 @@ use super::parse::names;
 use super::readings::each;
 use super::syntax::Policy;
 use super::{Given, Inner, Need, PolicySet};
+use crate::content::Attributes;
 use crate::effect::Effect;
 use crate::request::{Decision, Request};
 use crate::transform::body::BodyChange;
@@ -114,7 +115,16 @@ impl PolicySet {
         self.needs_whole(ActionKind::Llm)
     }
 
-    /// The same of messages to tools and agents, where policies name `tool`.
+    /// Whether what is decided of this call of a model depends on what is in it, where nobody reads that: all but whom it goes to,
+    /// by which surface, and whether its answer is streamed.
+    #[must_use]
+    pub fn needs_call_read(&self, request: &Request<'_>) -> bool {
+        let given = Given { is_payload_unseen: true, unseen: Attributes::in_call(), ..self.given() };
+        self.halves().any(|half| half.depends_on_unseen(request, given))
+    }
+
+    /// How much of a request has to be seen to know what it sends to tools and agents: nothing where no policy names `tool`, else
+    /// all.
     #[must_use]
     pub fn needs_tool(&self) -> PayloadNeed {
         self.needs_whole(ActionKind::Tool)
@@ -258,6 +268,18 @@ impl Inner {
         let is_told = |id: &str| self.obligations.get(id).is_some_and(|known| known.effect == Effect::Alert);
         let obliging = self.obliging.of(action);
         self.naming.any.has(action) && obliging.policies().any(|policy| !is_told(policy.id().as_ref()))
+    }
+
+    /// Whether anything that is decided, by guards that name the action or by what is obliged to but for alerts, is not certain of
+    /// what is given.
+    fn depends_on_unseen(&self, request: &Request<'_>, given: Given<'_>) -> bool {
+        let action = ActionKind::of(&request.operation);
+        let depends = |groups: &ByAction<Group>, counts: &dyn Fn(&str) -> bool| {
+            self.depends_on_any(groups.of(action), (request, given), counts)
+        };
+        let is_told = |id: &str| self.obligations.get(id).is_some_and(|known| known.effect == Effect::Alert);
+        self.naming.guards.has(action) && depends(&self.guards_lowered, &|_| true)
+            || self.naming.any.has(action) && depends(&self.obliging_lowered, &|id| !is_told(id))
     }
 
     fn needs_calls(&self, request: &Request<'_>, given: Given<'_>) -> CallsNeed {

@@ -120,8 +120,12 @@ pub fn request_head(data: &[u8]) {
 
 /// Messages, a line each: those of a client are requests or are none; those of a server come to the same again, within bounds.
 pub fn llm_realtime(data: &[u8]) {
-    // OpenAI's begin so.
-    let dialect = if data.starts_with(b"{\"type") { Dialect::Events } else { Dialect::Live };
+    // OpenAI's begin so, those of its Responses API by a blank here.
+    let dialect = match data {
+        [b' ', ..] => Dialect::Responses,
+        data if data.starts_with(b"{\"type") => Dialect::Events,
+        _ => Dialect::Live,
+    };
     let hear = |following| {
         let mut heard = Heard::new(dialect, 4096, following);
         let mut all = Vec::new();
@@ -137,7 +141,9 @@ pub fn llm_realtime(data: &[u8]) {
     let (told, names) = (hear(Following::Told), hear(Following::Names));
     assert!(names.0.is_empty() && told.0.iter().all(|call| !call.name.is_empty()));
     for message in data.split(|b| *b == b'\n') {
-        if let Ok(Sent::Shows(document) | Sent::Asks(document)) = sent(dialect, message) {
+        if let Ok(Sent::Shows(document) | Sent::Asks(document) | Sent::GoesOn(document)) =
+            sent(dialect, message)
+        {
             assert!(Value::parse(document.as_bytes()).is_ok(), "{document}");
         }
     }

@@ -5,7 +5,7 @@ mod grammar;
 mod kept;
 mod said;
 
-pub(super) use grammar::is_over;
+pub(in crate::llm) use grammar::is_over;
 use grammar::{is_repeat, is_sound, number};
 use kept::Kept;
 use said::{Choice, Said};

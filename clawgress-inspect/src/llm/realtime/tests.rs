@@ -148,7 +148,7 @@ fn conversations_are_known_by_their_paths() {
         (&format!("{live}Constrained"), Some(Dialect::Live)),
         ("/ws/google.cloud.aiplatform.v1.LlmBidiService/BidiGenerateContent", Some(Dialect::Live)),
         ("/ws/google.cloud.aiplatform.v1.LlmBidiService/%42idiGenerateContent;a=1", Some(Dialect::Live)),
-        ("/v1/responses", None),
+        ("/v1/responses/r", None),
         ("/ws/a.BidiGenerateMusic", None),
         ("/realtimes", None),
         ("/", None),

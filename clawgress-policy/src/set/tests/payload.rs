@@ -300,3 +300,63 @@ fn a_media_type_that_nobody_knows_decides_where_a_policy_asks_for_it() {
     assert!(!needs(&obliged("@effect(\"alert\")"), "/v1"));
     assert!(needs(&obliged("@effect(\"quarantine\") @for(\"15m\")"), "/v1"));
 }
+
+/// Of a call that nobody reads, what may be in it counts for certain only where no policy asks about that.
+#[test]
+fn what_is_in_a_call_that_nobody_reads_decides_or_not() {
+    let (host, agent) = (Host::parse("api.openai.com").expect("host"), agent("web"));
+    let call = ModelCall {
+        host: &host,
+        port: 443,
+        provider: "openai",
+        model: "",
+        family: "",
+        surface: "realtime",
+        tokens_estimated: 0,
+        tokens_max: None,
+        stream: true,
+        tools: &[],
+        attachments: 0,
+        prompt_score: 0,
+        unpriced: true,
+        tool_choice: "",
+        end_user: "",
+        store: false,
+        partial: false,
+        findings: &[],
+    };
+    let permit = r#"@id("p") permit (principal, action == Action::"llm", resource in Provider::"openai")"#;
+    let forbid = r#"@id("f") forbid (principal, action == Action::"llm", resource)"#;
+    for (text, depends) in [
+        (HTTP.to_owned(), false),
+        (format!("{permit};"), false),
+        (format!(r#"{permit} when {{ context.llm.surface == "realtime" }};"#), false),
+        (
+            format!(
+                r#"{permit}; {forbid} when {{ context.llm.unpriced && context.llm.surface == "files" }};"#
+            ),
+            false,
+        ),
+        (
+            format!(
+                r#"{permit}; {forbid} when {{ context.llm.surface != "realtime" && context.llm.partial }};"#
+            ),
+            false,
+        ),
+        (format!(r#"{permit}; {forbid} when {{ context.llm.tools.contains("shell") }};"#), true),
+        (format!(r#"{permit}; {forbid} when {{ context.llm.family == "gpt-5-pro" }};"#), true),
+        (format!(r#"{permit}; {forbid} when {{ context.findings.contains("iban") }};"#), true),
+        (format!(r#"{permit} when {{ context.llm.tokens_estimated < 1000 }};"#), true),
+        (format!(r#"{permit}; @mode("log-only") {forbid} when {{ context.llm.store }};"#), false),
+        (
+            format!(
+                r#"{permit}; @id("t") @effect("transform") @max_tokens("9") permit (principal, action == Action::"llm", resource) when {{ context.llm.tokens_max > 9 }};"#
+            ),
+            true,
+        ),
+    ] {
+        let set = set(&text);
+        let request = Request { agent: &agent, operation: Operation::Llm(call) };
+        assert_eq!(set.needs_call_read(&request), depends, "{text}");
+    }
+}

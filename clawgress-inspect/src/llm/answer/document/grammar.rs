@@ -156,7 +156,7 @@ pub(super) fn is_sound(kind: &str) -> bool {
 }
 
 /// Whether an answer is over behind an event of this type.
-pub(in super::super) fn is_over(kind: &str) -> bool {
+pub(in crate::llm) fn is_over(kind: &str) -> bool {
     matches!(
         kind,
         "response.completed"

@@ -40,7 +40,7 @@ fn a_conversation_is_read_turn_by_turn() {
     assert_eq!(String::from_utf8(texts).expect("text"), "Hello thereAnd then some more of it");
     let spent = heard.take_spent();
     let usage = |n: usize| {
-        let super::super::Spent { usage, has_sound, is_estimated } = &spent[n];
+        let super::super::Spent { usage, has_sound, is_estimated, .. } = &spent[n];
         assert!(!has_sound, "what sound took is told");
         (usage.input, usage.cached, usage.output, usage.reasoning, usage.output_audio, *is_estimated)
     };
