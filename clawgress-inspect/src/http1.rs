@@ -387,6 +387,12 @@ impl Framer {
         matches!(self.state, State::Length(_) | State::Chunk(_))
     }
 
+    /// Whether the next bytes are of the trailer section, or of what ends it.
+    #[must_use]
+    pub fn is_in_trailer(&self) -> bool {
+        matches!(self.state, State::Trailer { .. })
+    }
+
     /// Looks at `input`, the bytes not yet consumed. The caller consumes what the step says and calls
     /// again; at [`Step::More`] it adds bytes. Never asks to hold more than [`HEAD_BYTES_MAX`] bytes.
     ///

@@ -142,7 +142,7 @@ pub async fn open(serving: &Serving, connection: Connection, begun: Begun, asked
         return then(established.unreachable(reason, stream));
     }
     if manner.establish(&mut stream).await.is_err() {
-        return then(async move { established.record_dial().await });
+        return then(async move { established.record_dial(None).await });
     }
     established.first_bytes(stream, held, asked_at).await
 }
@@ -301,7 +301,6 @@ impl<'a> Established<'a> {
                 peek::protocol(&mut stream, &mut held, deadline).await
             };
         }
-        let deny = |reason| Ruling::deny("tunnel", reason);
         match protocol {
             Ok(Some(Protocol::Tls)) => {
                 let hello = peek::hello(&mut stream, &mut held, deadline).await;
@@ -322,7 +321,7 @@ impl<'a> Established<'a> {
                 }
             }
             Ok(Some(spoken @ (Protocol::Http1 | Protocol::Http2))) => {
-                self.record_dial().await;
+                self.record_dial(None).await;
                 let Asked { host, port, .. } = self.asked;
                 let place = Place::Tunnel { host, port, who: self.prospect.who };
                 let front = Front::new(self.connection, place);
@@ -345,11 +344,16 @@ impl<'a> Established<'a> {
                 self.carry(Content::Unknown, stream, held).await
             }
             Ok(None) => {
-                self.record_dial().await;
+                self.record_dial(None).await;
+                None
+            }
+            Err(reason) if self.upstream.is_some() => {
+                self.record_dial(Some(reason)).await;
                 None
             }
             Err(reason) => {
-                opaque::deny_silently(self.exchange, deny(reason));
+                let (ruling, status) = (Ruling::deny("tunnel", reason), self.asked.manner.status());
+                opaque::deny_silently(self.exchange, ruling, status);
                 None
             }
         }
@@ -362,8 +366,8 @@ impl<'a> Established<'a> {
     }
 
     /// Records that the upstream was dialled, and that nothing was carried: it was asked for all the same, and counts
-    /// as that. So does what is denied but for a hello that never came.
-    async fn record_dial(&mut self) {
+    /// as that. So does what is denied but for a hello that never came. `reason` is why nothing was carried, if its client has not left.
+    async fn record_dial(&mut self, reason: Option<DropReason>) {
         let ruling = match &self.upstream {
             Some(_) => self.ruling(),
             None if self.prospect.is_open => self.prospect.tls.clone(),
@@ -371,11 +375,17 @@ impl<'a> Established<'a> {
         };
         self.exchange.keep_pace(&ruling).await;
         let ruling = Box::pin(enforce(&self.serving.gateway, ruling, self.exchange.id())).await;
-        match ruling.verdict {
-            Ok(()) => drop(self.exchange.allow(&ruling)),
-            Err(_) => self.exchange.deny(ruling),
-        }
-        self.exchange.end(End { status: self.asked.manner.status(), ..End::default() });
+        let reason = match ruling.verdict {
+            Ok(()) => {
+                let _ = self.exchange.allow(&ruling);
+                reason
+            }
+            Err(denied) => {
+                self.exchange.deny(ruling);
+                Some(denied)
+            }
+        };
+        self.exchange.end(End { status: self.asked.manner.status(), reason, ..End::default() });
     }
 
     /// Ends it, since the upstream can't be reached: it was asked for all the same, and counts as that.
@@ -396,7 +406,7 @@ impl<'a> Established<'a> {
     async fn carry(mut self, content: Content, stream: Stream, held: Vec<u8>) -> Rest<'a> {
         let gateway: &'a Arc<_> = &self.serving.gateway;
         let Asked { host, port, manner, .. } = &self.asked;
-        let status = manner.status();
+        let (status, client) = (manner.status(), (stream, manner.status()));
         let (who, host, port) = (self.prospect.who.clone(), host.clone(), *port);
         let mut subject =
             Subject { who, host, port, content, steered_to: None, way: None, effects: Box::default() };
@@ -414,11 +424,11 @@ impl<'a> Established<'a> {
             Err(ruling) if intercept::is_wanted(gateway, &subject, &ruling) => {
                 // It was dialled for what would stay unread.
                 drop(self.upstream.take());
-                let wanted = Wanted { exchange: self.exchange, subject, stream, held, status };
+                let wanted = Wanted { exchange: self.exchange, subject, stream: client.0, held, status };
                 return intercept::serve(self.serving, self.connection, wanted).await;
             }
             Err(ruling) => {
-                return then(opaque::refuse(gateway, subject.content, self.exchange, stream, ruling));
+                return then(opaque::refuse(gateway, subject.content, self.exchange, client, ruling));
             }
         };
         self.exchange.keep_pace(&ruling).await;
@@ -428,7 +438,7 @@ impl<'a> Established<'a> {
         let (plan, ruling, ways) = match subject.still(gateway, ruling, ways, &mut self.exchange).await {
             Ok(still) => still,
             Err(ruling) => {
-                return then(opaque::refuse(gateway, subject.content, self.exchange, stream, ruling));
+                return then(opaque::refuse(gateway, subject.content, self.exchange, client, ruling));
             }
         };
         let (dials, agent) = (&gateway.dials, subject.who.identity.agent.index);
@@ -442,7 +452,7 @@ impl<'a> Established<'a> {
                 match reached {
                     Ok(judged) => dial::dial(dials, behalf, &judged.ways, (&subject.host, port)).await,
                     Err(ruling) => {
-                        return then(opaque::refuse(gateway, subject.content, self.exchange, stream, ruling));
+                        return then(opaque::refuse(gateway, subject.content, self.exchange, client, ruling));
                     }
                 }
             }
@@ -452,11 +462,9 @@ impl<'a> Established<'a> {
             Ok((upstream, way)) => {
                 subject.way = Some(way);
                 let enforced = Enforced { effects: ruling.effects, status };
-                then(opaque::carry(gateway, self.exchange, subject, stream, upstream, held, enforced))
+                then(opaque::carry(gateway, self.exchange, subject, client.0, upstream, held, enforced))
             }
-            Err(failed) => {
-                opaque::unreached(self.exchange, &subject.content, (stream, status), &ruling, failed)
-            }
+            Err(failed) => opaque::unreached(self.exchange, &subject.content, client, &ruling, failed),
         }
     }
 }

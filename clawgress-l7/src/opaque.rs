@@ -296,20 +296,20 @@ pub fn check_name(asked: &Host, name: Option<&str>) -> Result<(), DropReason> {
 }
 
 /// Denies a client in terms of what it speaks: an alert for TLS; in a protocol nobody knows, nothing can
-/// be said.
+/// be said. It was answered with this status before, if it was answered.
 pub async fn refuse(
     gateway: &Gateway,
     content: Content,
     mut exchange: Exchange,
-    stream: Stream,
+    (stream, status): (Stream, Option<u16>),
     ruling: Ruling,
 ) {
     exchange.content(&content);
     exchange.keep_pace(&ruling).await;
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     match content {
-        Content::Tls(_) => refuse_tls(exchange, stream, ruling, None).await,
-        Content::Unknown => deny_silently(exchange, ruling),
+        Content::Tls(_) => refuse_tls(exchange, stream, ruling, status).await,
+        Content::Unknown => deny_silently(exchange, ruling, status),
     }
 }
 
@@ -321,11 +321,11 @@ pub async fn refuse_tls(mut exchange: Exchange, stream: Stream, ruling: Ruling, 
     peek::say_and_close(stream, &page::alert(reason)).await;
 }
 
-/// Denies a client in whose protocol nothing can be said.
-pub fn deny_silently(mut exchange: Exchange, ruling: Ruling) {
+/// Denies a client in whose protocol nothing can be said. It was answered with this status before, if it was answered.
+pub fn deny_silently(mut exchange: Exchange, ruling: Ruling, status: Option<u16>) {
     let reason = ruling.verdict.err();
     exchange.deny(ruling);
-    exchange.end(End { reason, ..End::default() });
+    exchange.end(End { status, reason, ..End::default() });
 }
 
 /// Begins with a steered TLS connection, of which `held` was read.
@@ -431,7 +431,7 @@ pub async fn transparent_unknown(
     match subject {
         Ok((subject, plan)) => establish(serving, connection, exchange, (subject, plan), stream, held).await,
         Err(ruling) => {
-            deny_silently(exchange, ruling);
+            deny_silently(exchange, ruling, None);
             None
         }
     }
@@ -473,7 +473,7 @@ async fn establish(
             let wanted = Wanted { exchange, subject, stream, held, status: None };
             return intercept::serve(serving, connection, wanted).await;
         }
-        Err(ruling) => return then(refuse(gateway, subject.content, exchange, stream, ruling)),
+        Err(ruling) => return then(refuse(gateway, subject.content, exchange, (stream, None), ruling)),
     };
     drop(plan);
     // Before anything is dialled: what a quarantine matches reaches nobody.
@@ -481,7 +481,7 @@ async fn establish(
     let ruling = enforce(gateway, ruling, exchange.id()).await;
     let (ruling, ways) = match subject.still(gateway, ruling, &ways, &mut exchange).await {
         Ok((_, ruling, ways)) => (ruling, ways),
-        Err(ruling) => return then(refuse(gateway, subject.content, exchange, stream, ruling)),
+        Err(ruling) => return then(refuse(gateway, subject.content, exchange, (stream, None), ruling)),
     };
     let behalf = dial::Behalf { agent: subject.who.identity.agent.index, steered_to: subject.steered_to };
     match dial::dial(&gateway.dials, behalf, &ways, (&subject.host, subject.port)).await {
@@ -550,7 +550,7 @@ pub async fn carry(
         Err(reason) => Ruling::deny("tunnel", reason),
     };
     if ruling.verdict.is_err() {
-        return Box::pin(refuse(gateway, subject.content, exchange, client, ruling)).await;
+        return Box::pin(refuse(gateway, subject.content, exchange, (client, status), ruling)).await;
     }
     if let Err(reason) = exchange.allow(&ruling) {
         exchange.end(End { status, reason: Some(reason), ..End::default() });

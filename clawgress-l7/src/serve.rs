@@ -213,7 +213,7 @@ impl Serving {
     fn deny(&self, connection: &Connection, reason: DropReason) {
         let mut exchange = Exchange::new(&self.gateway, connection);
         self.note_bound(connection, &mut exchange);
-        opaque::deny_silently(exchange, Ruling::deny("tunnel", reason));
+        opaque::deny_silently(exchange, Ruling::deny("tunnel", reason), None);
     }
 
     /// Serves plain HTTP on `stream`, of which `held` was read; returns how it has ended.
@@ -280,7 +280,7 @@ impl Serving {
             exchange.request(&admitted.method, &admitted.path);
         }
         let reason = front.was_cut().or(request.err()).unwrap_or(DropReason::HttpMalformed);
-        opaque::deny_silently(exchange, Ruling::deny("http", reason));
+        opaque::deny_silently(exchange, Ruling::deny("http", reason), None);
     }
 
     /// Notes the agent that the kernel plane found at the source.

@@ -54,7 +54,7 @@ pub async fn serve(
     let credential = match introduced(serving, &connection, &mut begun, deadline).await {
         Ok(credential) => credential,
         Err(Unknown { reason, word }) => {
-            opaque::deny_silently(begun.exchange, deny(reason));
+            opaque::deny_silently(begun.exchange, deny(reason), None);
             return then(async move { peek::say_and_close(begun.stream, &word).await });
         }
     };

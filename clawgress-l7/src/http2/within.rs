@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
@@ -104,6 +104,7 @@ impl Within {
     pub(super) fn turn_away(mut self) {
         if let Outgoing::Response(sender) = &mut self.outgoing {
             sender.send_reset(Reason::REFUSED_STREAM);
+            self.outgoing = Outgoing::Ended;
         }
     }
 
@@ -114,6 +115,21 @@ impl Within {
         let body = sender.send_response(response, end).map_err(io::Error::other)?;
         self.outgoing = Outgoing::Body(body);
         Ok(())
+    }
+}
+
+impl Drop for Within {
+    fn drop(&mut self) {
+        // Only whether it has happened is asked: nobody is woken.
+        let mut cx = Context::from_waker(Waker::noop());
+        let reset = match &mut self.outgoing {
+            Outgoing::Response(sender) => sender.poll_reset(&mut cx),
+            Outgoing::Body(stream) => stream.poll_reset(&mut cx),
+            Outgoing::Ended => return,
+        };
+        if matches!(reset, Poll::Ready(Ok(_))) {
+            self.front.was_reset();
+        }
     }
 }
 

@@ -154,6 +154,8 @@ impl Reader {
         if room == 0 {
             return Poll::Ready(Ok(Some(Held::Part)));
         }
+        // A field of a trailer takes no room: it goes nowhere, and the framer bounds it. What ends the section goes on, and has to fit.
+        let room = if self.framer.is_in_trailer() && room >= b"\r\n".len() { self.held.len() } else { room };
         let is_data = self.framer.is_in_data();
         let input = self.held.get(..self.held.len().min(room)).unwrap_or_default();
         let (n, goes_on) = match self.framer.advance(input) {

@@ -554,3 +554,21 @@ async fn a_rule_that_is_tried_out_denies_nothing() {
     slow.send("also.").await;
     assert_eq!(slow.answer().await.body, b"slow.also.");
 }
+
+/// Its fields go nowhere, and take nothing of what a body may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_body_is_whole_with_a_trailer_of_any_length_that_is_permitted() {
+    let site = Site::start(POLICY, "").await;
+    let mut client = site.gateway.client().await;
+    for field in [10, 3_000, 8_000] {
+        client.send(site.head("/whole", "Transfer-Encoding: chunked\r\n")).await;
+        let trailer = format!("5\r\nhello\r\n0\r\nX: {}\r\n\r\n", "a".repeat(field));
+        // In two pieces, so that it is waited for.
+        let (first, rest) = trailer.split_at(trailer.len() - 4);
+        client.send(first).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        client.send(rest).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"), "{field}");
+    }
+}

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use clawgress_api::{RecordKind, Verdict};
 use clawgress_ebpf_common::DropReason;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -136,6 +137,7 @@ async fn slow_and_silent_clients_meet_a_deadline() {
     let (mut after_connect, _) =
         gateway.connect(&format!("api.allowed.test:{}", upstream.address.port())).await;
     after_connect.send(b"\x16\x03\x01").await;
+    let (mut quiet, _) = gateway.connect(&format!("api.allowed.test:{}", upstream.address.port())).await;
     let mut drip = gateway.client().await;
     let mut kept = gateway.client().await;
     kept.send(format!("GET http://{host}/good HTTP/1.1\r\nHost: {host}\r\n{}\r\n", gateway.web())).await;
@@ -156,7 +158,21 @@ async fn slow_and_silent_clients_meet_a_deadline() {
     assert!(kept.answer().await.reason() == "timeout");
     // What is left of an alert, then the end.
     after_connect.rest().await;
+    assert!(quiet.is_closed(closed).await);
     good(&gateway, &host).await;
+    let records = gateway.control.records();
+    let late = records.iter().filter(|r| r.kind == RecordKind::Outcome && r.status == Some(200));
+    let late = late.filter(|r| r.reason == Some(DropReason::Timeout)).map(|r| &r.request);
+    let mut verdicts: Vec<_> = late
+        .flat_map(|id| records.iter().filter(move |r| r.kind == RecordKind::Decision && r.request == *id))
+        .map(|decision| (decision.verdict, decision.policies.len()))
+        .collect();
+    verdicts.sort_by_key(|(_, policies)| *policies);
+    let told = [(Some(Verdict::Deny), 0), (Some(Verdict::Allow), 3)];
+    assert_eq!(
+        verdicts, told,
+        "whoever says nothing was let through to where it went; half a hello is denied"
+    );
     assert_eq!(bad(&upstream), Vec::<String>::new());
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use clawgress_api::{AuditRecord, RecordKind};
 use clawgress_ebpf_common::DropReason;
+use h2::Reason;
 use http::Request;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -185,4 +186,33 @@ async fn tunnels_are_within_streams() {
     let asked = Request::get(format!("http://{target}/")).header("proxy-authorization", of_other).body(());
     let answer = client.ask(asked.expect("request"), b"").await.expect("its connection lives on");
     assert_eq!(answer.said(), (403, "policy_denied"));
+}
+
+/// A tunnel that is taken back has cost a decision, a question to DNS and a connection to its server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_back_tunnels_without_end_begins_no_more() {
+    let s = Setting::new().await;
+    let client = s.client().await;
+    let mut reset = 0;
+    let ended = loop {
+        match client.begin(s.of_web(Request::connect(s.host())), false).await {
+            Ok((mut response, mut stream)) => {
+                match (&mut response).await {
+                    Ok(answer) => assert_eq!(answer.status(), 200),
+                    Err(error) => break error,
+                }
+                stream.send_reset(Reason::CANCEL);
+                reset += 1;
+                assert!(reset < 2_000, "nobody minds");
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(reset >= 400, "{reset}");
+    let is_refused = ended.is_go_away() || ended.is_io() || ended.reason() == Some(Reason::REFUSED_STREAM);
+    assert!(is_refused, "{ended:?}");
+    assert!(
+        tunnel(&s.client().await, s.of_web(Request::connect(s.host()))).await.is_ok(),
+        "it may come again"
+    );
 }
