@@ -280,7 +280,8 @@ async fn ask(gateway: &Gateway, asking: Asking<'_>, exchange: &mut Exchange) -> 
     if let Err(reason) = exchange.allow(&ruling) {
         return refuse(reason, exchange);
     }
-    let Ok(found) = gateway.dns.find(&admitted.host, admitted.kind).await else {
+    let agent = admitted.who.identity.agent.index;
+    let Ok(found) = gateway.dns.find(agent, &admitted.host, admitted.kind).await else {
         return Asked { is_asked: true, ..refuse(DropReason::ResolveFailed, exchange) };
     };
     let (reason, said) = match released(gateway, port, &admitted, found, exchange).await {

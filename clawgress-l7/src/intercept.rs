@@ -119,9 +119,9 @@ impl Interception {
         !host.to_string().contains('_')
     }
 
-    /// Notes which protocol a server has chosen of both.
-    pub fn spoke(&self, to: &(Host, u16), two: bool) {
-        self.spoken.note(to, two);
+    /// Notes which protocol a server has chosen of both that the agent of this index has asked.
+    pub fn spoke(&self, agent: u32, to: &(Host, u16), two: bool) {
+        self.spoken.note(agent, to, two);
     }
 
     /// What servers' certificates may lead to.

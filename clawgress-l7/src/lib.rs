@@ -46,6 +46,7 @@ mod snapshot;
 mod socks;
 mod stream;
 mod tls;
+mod told;
 mod tunnel;
 mod vault;
 

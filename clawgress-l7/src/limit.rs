@@ -175,6 +175,8 @@ pub const DNS_BURST_S: f64 = 4.0;
 pub const DNS_AGENTS_MAX: usize = 16 * 1024;
 /// What was found for agents and is kept, about, bytes: some ten thousand names.
 pub const DNS_CACHE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// What of it was found for one agent: eight have to work together to push out what others need.
+pub const DNS_CACHE_BYTES_SHARE: usize = DNS_CACHE_BYTES_MAX / 8;
 /// Largest answer that is kept, about, bytes: the addresses of a large content network several times over.
 pub const DNS_CACHED_BYTES_MAX: usize = 16 * 1024;
 /// How long it is kept at most: whoever changes addresses doesn't wait longer.
@@ -217,10 +219,18 @@ pub const KEYS_CACHE: Duration = Duration::from_secs(300);
 pub const LEAVES_MAX: usize = 4096;
 /// Questions for such certificates at once; an eighth for each agent, which waits for its own.
 pub const LEAVES_CALLS_MAX: usize = 64;
+/// Hosts remembered that the keys role signs nothing for. An eighth for each agent.
+pub const LEAVES_REFUSED_MAX: usize = 1024;
+/// How long what the keys role refuses is not asked of it again: whoever changes what it does starts it anew, and waits no longer.
+pub const KEYS_REFUSED: Duration = Duration::from_secs(10);
+/// How often the log tells of one agent that something fails for it,
+pub const TOLD: Duration = Duration::from_secs(10);
+/// and of how many agents it tells in that time: nobody reads more.
+pub const TOLD_MAX: usize = 64;
 
-/// Most calls of the keys role at once for providers' keys.
+/// Most calls of the keys role at once for providers' keys; an eighth for each agent.
 pub const VAULT_CALLS_MAX: usize = 64;
-/// Most keys of providers that are remembered: more are asked for each time.
+/// Most keys of providers that are remembered; an eighth for each agent: more are asked for each time.
 pub const VAULT_CACHE_MAX: usize = 256;
 /// How long one is: a deleted one is not sent from the next generation on, whatever is remembered.
 pub const VAULT_CACHE: Duration = Duration::from_secs(60);

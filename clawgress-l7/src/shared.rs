@@ -90,6 +90,18 @@ impl<K: Clone + Eq + Hash, V> Shared<K, V> {
         self.owned.entry(owner).or_default().push_back(key);
     }
 
+    /// Forgets what does not count any more.
+    pub fn retain(&mut self, counts: impl Fn(&V) -> bool) {
+        let before = self.entries.len();
+        self.entries.retain(|_, value| counts(value));
+        if self.entries.len() < before {
+            self.owned.retain(|_, keys| {
+                keys.retain(|key| self.entries.contains_key(key));
+                !keys.is_empty()
+            });
+        }
+    }
+
     /// How much is remembered.
     #[cfg(test)]
     pub fn len(&self) -> usize {
@@ -168,6 +180,20 @@ mod tests {
         assert_eq!(shared.find("two-989"), None);
         shared.keep(3, "mine".to_owned(), 7);
         assert_eq!((shared.find("mine"), shared.len()), (Some(&7), 11));
+    }
+
+    #[test]
+    fn what_does_not_count_any_more_takes_no_room() {
+        let mut shared = Shared::new(80);
+        (0..7).for_each(|n| shared.keep(1, n, n));
+        shared.keep(2, 100, 1);
+        shared.retain(|n| *n > 3);
+        assert_eq!((shared.len(), shared.owned.len(), shared.owned[&1].len()), (3, 1, 3));
+        (10..17).for_each(|n| shared.keep(1, n, n));
+        assert!(
+            shared.find(&4).is_some(),
+            "its share has room for what is left, and as much as was forgotten"
+        );
     }
 
     #[test]

@@ -2,7 +2,6 @@
 //!
 //! Must never log one, nor let one go where its record does not have it go.
 
-use std::collections::HashMap;
 use std::time::Instant;
 
 use base64::Engine as _;
@@ -15,28 +14,34 @@ use clawgress_policy::transform::Injected;
 use clawgress_policy::{Host, Scheme};
 use http::HeaderValue;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
+use tonic::Code;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 use crate::limit;
+use crate::shared::{Shared, Turns};
 use crate::snapshot::Plan;
+use crate::told::Told;
 
 /// The client of the keys role, and what it opened.
 #[derive(Debug)]
 pub struct Vault {
     client: VaultClient<Channel>,
-    calls: Semaphore,
-    opened: Mutex<HashMap<(ProviderKeyId, u64), Opened>>,
+    /// Of each agent, a share.
+    calls: Turns,
+    /// Of what agents had opened, each a share.
+    opened: Mutex<Shared<(ProviderKeyId, u64), Opened>>,
+    told: Told,
 }
 
 /// A value; its `Debug` never shows it.
 struct Opened {
     /// What it was opened of: a key of the same name and version may be another one, made after the first was deleted.
     record: ProviderKeyRecord,
-    value: Zeroizing<Vec<u8>>,
-    at: Instant,
+    /// Or why it is not opened.
+    value: Result<Zeroizing<Vec<u8>>, String>,
+    until: Instant,
 }
 
 impl std::fmt::Debug for Opened {
@@ -51,8 +56,9 @@ impl Vault {
     /// A client over `channel`.
     #[must_use]
     pub fn new(channel: Channel) -> Self {
-        let calls = Semaphore::new(limit::VAULT_CALLS_MAX);
-        Vault { client: VaultClient::new(channel), calls, opened: Mutex::default() }
+        let opened = Mutex::new(Shared::new(limit::VAULT_CACHE_MAX));
+        let calls = Turns::new(limit::VAULT_CALLS_MAX);
+        Vault { client: VaultClient::new(channel), calls, opened, told: Told::default() }
     }
 
     /// The value of a field that policy sets to a key of the agent's tenant, and which version of it that is.
@@ -67,8 +73,10 @@ impl Vault {
         (host, scheme): (&Host, Scheme),
     ) -> Result<(HeaderValue, u64), DropReason> {
         let unavailable = |why: &str| {
-            let (key, agent) = (&injected.key, &agent.id);
-            tracing::warn!(%key, %agent, %host, why, "a request can't be sent with its key; it is denied");
+            if let Some(untold) = self.told.turn(agent.index, Instant::now()) {
+                let (key, agent) = (&injected.key, &agent.id);
+                tracing::warn!(%key, %agent, %host, why, untold, "a request can't be sent with its key; it is denied");
+            }
             DropReason::ProviderKeyUnavailable
         };
         let record = plan.provider_key(agent.id.tenant(), &injected.key);
@@ -79,7 +87,7 @@ impl Vault {
         if !record.hosts.contains(&host.to_string()) {
             return Err(unavailable("it may not be sent there"));
         }
-        let value = self.value(record).await.map_err(|why| unavailable(&why))?;
+        let value = self.value(agent.index, record).await.map_err(|why| unavailable(&why))?;
         let parts = [injected.before.as_bytes(), &value, injected.behind.as_bytes()];
         let whole = Zeroizing::new(parts.concat());
         let mut field =
@@ -89,42 +97,54 @@ impl Vault {
         Ok((field, record.version))
     }
 
-    async fn value(&self, record: &ProviderKeyRecord) -> Result<Zeroizing<Vec<u8>>, String> {
+    /// An agent that asks for many waits for its own share of questions, and no others for it.
+    async fn value(&self, agent: u32, record: &ProviderKeyRecord) -> Result<Zeroizing<Vec<u8>>, String> {
         if let Some(value) = self.known(record) {
-            return Ok(value);
+            return value;
         }
         let opened = async {
-            let _permit = self.calls.acquire().await.map_err(|e| e.to_string())?;
+            let _permit = self.calls.take(agent).await.map_err(|e| e.to_string())?;
             // Others may have asked for the same meanwhile.
             if let Some(value) = self.known(record) {
-                return Ok(value);
+                return value;
             }
             let sealed = BASE64.decode(&record.sealed).map_err(|e| e.to_string())?;
             let request = OpenRequest { binding: record.binding(), sealed };
-            let opened = self.client.clone().open(request).await.map_err(|e| e.message().to_owned())?;
-            let value = Zeroizing::new(opened.into_inner().value);
-            self.keep(record, &value);
-            Ok(value)
+            let value = match self.client.clone().open(request).await {
+                Ok(opened) => Ok(Zeroizing::new(opened.into_inner().value)),
+                // Asked again it would say the same.
+                Err(status) if status.code() == Code::FailedPrecondition => Err(status.message().to_owned()),
+                Err(status) => return Err(status.message().to_owned()),
+            };
+            let life = if value.is_ok() { limit::VAULT_CACHE } else { limit::KEYS_REFUSED };
+            self.keep(agent, record, value.clone(), Instant::now() + life);
+            value
         };
         timeout(limit::KEYS_CALL, opened)
             .await
             .unwrap_or_else(|_| Err("the keys role does not answer in time".to_owned()))
     }
 
-    fn known(&self, record: &ProviderKeyRecord) -> Option<Zeroizing<Vec<u8>>> {
+    fn known(&self, record: &ProviderKeyRecord) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
         let mut opened = self.opened.lock();
-        opened.retain(|_, known| known.at.elapsed() < limit::VAULT_CACHE);
-        let known = opened.get(&(record.id.clone(), record.version))?;
+        let now = Instant::now();
+        opened.retain(|known| known.until > now);
+        let known = opened.find(&(record.id.clone(), record.version))?;
         let is_same = known.record.sealed == record.sealed && known.record.binding() == record.binding();
         is_same.then(|| known.value.clone())
     }
 
-    fn keep(&self, record: &ProviderKeyRecord, value: &Zeroizing<Vec<u8>>) {
-        let mut opened = self.opened.lock();
-        opened.retain(|_, known| known.at.elapsed() < limit::VAULT_CACHE);
-        if opened.len() < limit::VAULT_CACHE_MAX {
-            let known = Opened { record: record.clone(), value: value.clone(), at: Instant::now() };
-            opened.insert((record.id.clone(), record.version), known);
-        }
+    fn keep(
+        &self,
+        agent: u32,
+        record: &ProviderKeyRecord,
+        value: Result<Zeroizing<Vec<u8>>, String>,
+        until: Instant,
+    ) {
+        let known = Opened { record: record.clone(), value, until };
+        self.opened.lock().keep(agent, (record.id.clone(), record.version), known);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -177,17 +177,17 @@ impl Desk {
         noted
     }
 
-    /// What there is for a name and a type.
+    /// What there is for a name and a type, for the agent of this index.
     ///
     /// # Errors
     /// [`DropReason::ResolveFailed`].
-    pub async fn find(&self, host: &Host, kind: RecordType) -> Result<Found, DropReason> {
+    pub async fn find(&self, agent: u32, host: &Host, kind: RecordType) -> Result<Found, DropReason> {
         let name = host.to_string();
         if let Some(found) = self.cache.find(&name, kind, Instant::now()) {
             return Ok(found);
         }
         let found = self.resolver.records(host, kind).await?;
-        self.cache.keep(&name, kind, &found, Instant::now());
+        self.cache.keep(agent, &name, kind, &found, Instant::now());
         Ok(found)
     }
 

@@ -2,6 +2,7 @@
 //! process.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
@@ -17,6 +18,7 @@ use rustls::{ServerConfig, SignatureAlgorithm, SignatureScheme};
 use tokio::time::timeout;
 
 use crate::shared::{Shared, Turns};
+use crate::told::Told;
 use crate::{limit, tls};
 
 /// The client of the keys role, and what it got from it.
@@ -28,6 +30,9 @@ pub struct Leaves {
     /// Of each agent, a share.
     calls: Turns,
     cache: Mutex<Cache>,
+    /// Hosts that it signs nothing for, and until when it is not asked again.
+    refused: Mutex<Shared<Host, Instant>>,
+    told: Told,
 }
 
 /// By host; of what agents had made, each a share.
@@ -37,6 +42,14 @@ type Cache = Shared<Host, Known>;
 struct Known {
     config: Arc<ServerConfig>,
     not_after_s: i64,
+}
+
+/// Why there is no certificate.
+enum Missing {
+    /// The keys role signs none for that host.
+    Refused(String),
+    /// It could not be asked, or was not asked again.
+    Unasked(String),
 }
 
 /// The key of a leaf, as it was made: written down and read again, which is how rustls takes keys, it would be verified each time.
@@ -56,6 +69,8 @@ impl Leaves {
             common: common()?,
             calls: Turns::new(limit::LEAVES_CALLS_MAX),
             cache: Mutex::new(Shared::new(limit::LEAVES_MAX)),
+            refused: Mutex::new(Shared::new(limit::LEAVES_REFUSED_MAX)),
+            told: Told::default(),
         })
     }
 
@@ -68,25 +83,35 @@ impl Leaves {
         if let Some(config) = self.known(host, now_s) {
             return Ok(config);
         }
-        let unavailable = |why: String| {
-            tracing::warn!(%host, why, "there is no certificate for a host that is to be read; it is denied");
-            DropReason::InterceptionUnavailable
-        };
         let minted = async {
-            let _permit = self.calls.take(agent).await.map_err(|e| e.to_string())?;
+            let _permit = self.calls.take(agent).await.map_err(|e| Missing::Unasked(e.to_string()))?;
             // Others may have asked for the same meanwhile.
             if let Some(config) = self.known(host, now_s) {
                 return Ok(config);
             }
+            if self.refused.lock().find(host).is_some_and(|until| *until > Instant::now()) {
+                return Err(Missing::Unasked("it was refused a moment ago".to_owned()));
+            }
             let known = self.mint(host).await?;
             let config = Arc::clone(&known.config);
             self.cache.lock().keep(agent, host.clone(), known);
-            Ok::<_, String>(config)
+            Ok(config)
         };
-        match timeout(limit::KEYS_CALL, minted).await {
-            Ok(minted) => minted.map_err(unavailable),
-            Err(_) => Err(unavailable("the keys role does not answer in time".to_owned())),
-        }
+        let late = |_| Err(Missing::Unasked("the keys role does not answer in time".to_owned()));
+        timeout(limit::KEYS_CALL, minted).await.unwrap_or_else(late).map_err(|missing| {
+            let now = Instant::now();
+            let why = match missing {
+                Missing::Refused(why) => {
+                    self.refused.lock().keep(agent, host.clone(), now + limit::KEYS_REFUSED);
+                    why
+                }
+                Missing::Unasked(why) => why,
+            };
+            if let Some(untold) = self.told.turn(agent, now) {
+                tracing::warn!(%host, why, untold, "there is no certificate for a host that is to be read; it is denied");
+            }
+            DropReason::InterceptionUnavailable
+        })
     }
 
     /// What is remembered, if it counts for some time yet.
@@ -94,12 +119,14 @@ impl Leaves {
         self.cache.lock().find(host).and_then(|known| known.at(now_s))
     }
 
-    async fn mint(&self, host: &Host) -> Result<Known, String> {
-        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).map_err(|e| e.to_string())?;
+    async fn mint(&self, host: &Host) -> Result<Known, Missing> {
+        let unasked = |why: String| Missing::Unasked(why);
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING);
+        let pair = pair.map_err(|e| unasked(e.to_string()))?;
         let request = MintRequest { host: host.to_string(), public_key: pair.public_key().as_ref().to_vec() };
-        let minted = self.client.mint(&request).await.map_err(|e| e.to_string())?;
+        let minted = self.client.mint(&request).await.map_err(|e| unasked(e.to_string()))?;
         if !minted.refused.is_empty() {
-            return Err(minted.refused);
+            return Err(Missing::Refused(minted.refused));
         }
         let chain = minted.chain.into_iter().map(CertificateDer::from).collect();
         let config = Arc::new(shown(&self.common, chain, Key(Arc::new(pair))));

@@ -1,6 +1,5 @@
 //! Which protocols servers have spoken, so that clients are offered what their server would have offered them.
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use clawgress_policy::Host;
@@ -9,36 +8,26 @@ use rustls::ServerConfig;
 
 use super::ALPN_HTTP2;
 use crate::limit;
+use crate::shared::Shared;
 
-/// What servers that are read chose when they were dialled last, of both protocols.
-#[derive(Debug, Default)]
-pub struct Spoken(RwLock<Known>);
-
-/// By host and port, first in first out.
-#[derive(Debug, Default)]
-struct Known {
-    /// Whether it was HTTP/2.
-    two: HashMap<(Host, u16), bool>,
-    order: VecDeque<(Host, u16)>,
-}
+/// What servers that are read chose when they were dialled last, of both protocols: whether it was HTTP/2, by host and port; of
+/// those that agents asked, each a share.
+#[derive(Debug)]
+pub struct Spoken(RwLock<Shared<(Host, u16), bool>>);
 
 // === impl Spoken ===
 
+impl Default for Spoken {
+    fn default() -> Self {
+        Spoken(RwLock::new(Shared::new(limit::LEAVES_MAX)))
+    }
+}
+
 impl Spoken {
-    /// Notes what a server speaks.
-    pub fn note(&self, to: &(Host, u16), two: bool) {
-        if self.0.read().two.get(to) == Some(&two) {
-            return;
-        }
-        let mut known = self.0.write();
-        if known.two.insert(to.clone(), two).is_some() {
-            return;
-        }
-        known.order.push_back(to.clone());
-        if known.order.len() > limit::LEAVES_MAX
-            && let Some(oldest) = known.order.pop_front()
-        {
-            known.two.remove(&oldest);
+    /// Notes what a server speaks that the agent of this index has asked.
+    pub fn note(&self, agent: u32, to: &(Host, u16), two: bool) {
+        if self.0.read().find(to) != Some(&two) {
+            self.0.write().keep(agent, to.clone(), two);
         }
     }
 
@@ -51,7 +40,7 @@ impl Spoken {
         to: &(Host, u16),
         offers: &[String],
     ) -> Arc<ServerConfig> {
-        let is_older = self.0.read().two.get(to) == Some(&false);
+        let is_older = self.0.read().find(to) == Some(&false);
         if !is_older || offers.iter().all(|name| name == ALPN_HTTP2) {
             return config;
         }
@@ -82,14 +71,15 @@ mod tests {
         let offered =
             |offers: &[String]| spoken.mirrored(Arc::clone(&config), &to, offers).alpn_protocols.len();
         assert_eq!(offered(&both), 2, "nobody knows");
-        spoken.note(&to, false);
+        spoken.note(1, &to, false);
         assert_eq!((offered(&both), offered(&two), offered(&[])), (1, 2, 2));
-        spoken.note(&to, true);
+        spoken.note(1, &to, true);
         assert_eq!(offered(&both), 2);
+        spoken.note(1, &to, false);
         for port in 0..u16::try_from(limit::LEAVES_MAX).expect("number") + 7 {
-            spoken.note(&(to.0.clone(), port), true);
+            spoken.note(2, &(to.0.clone(), port + 1000), true);
         }
-        let known = spoken.0.read();
-        assert_eq!((known.two.len(), known.order.len()), (limit::LEAVES_MAX, limit::LEAVES_MAX));
+        assert!(spoken.0.read().len() <= limit::LEAVES_MAX);
+        assert_eq!(offered(&both), 1, "another agent's many push out nothing of this one's");
     }
 }

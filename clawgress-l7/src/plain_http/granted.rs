@@ -238,7 +238,7 @@ impl Granted {
         if let Some(interception) = gateway.interception.as_ref().filter(|_| self.is_intercepted())
             && self.alpn() == ALPN::H2H1
         {
-            interception.spoke(&self.to(), two);
+            interception.spoke(self.who.identity.agent.index, &self.to(), two);
         }
     }
 

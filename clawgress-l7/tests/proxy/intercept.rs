@@ -318,6 +318,12 @@ async fn what_can_not_be_read_is_denied_and_says_why() {
     let unavailable = |r: &AuditRecord| r.reason.is_some_and(|r| r.name() == "interception_unavailable");
     let denied = refused.record(RecordKind::Outcome, unavailable).await;
     assert_eq!((denied.verdict, denied.intercepted), (Some(Verdict::Deny), false));
+    // Whoever tries again does not have it asked again.
+    for _ in 0..3 {
+        let config = trusting(&[refused.gateway.authority.certificate()], &[]);
+        refused.shake(HOST, config).await.expect_err("no certificate");
+    }
+    assert_eq!(refused.gateway.authority.asked.lock().len(), 1);
     // A keys role that is away: hosts that are known go on.
     let mut site = site;
     let mut client = site.inside().await;
