@@ -288,8 +288,12 @@ pub const HANDOVER_FORMER: Duration = Duration::from_secs(64);
 pub const HANDOVER_FORMER_MAX: usize = 4;
 /// How often a loop that accepts shows that it does, while nothing comes: twice as often as the datapath role is told.
 pub const ACCEPT_BEAT: Duration = Duration::from_millis(500);
-/// How often the machine's own addresses are read again.
+/// How often the machine's own addresses are read again, should no change of them be announced.
 pub const OWN_ADDRESSES: Duration = Duration::from_secs(10);
+/// How long they are not read again after they were: of a host whose interfaces come and go, all are read each time.
+pub const OWN_ADDRESSES_PAUSE: Duration = Duration::from_millis(20);
+/// Announcements that are taken together at most; those behind them are for the next look.
+pub const OWN_ADDRESSES_ANNOUNCED: usize = 256;
 
 /// Calls of models that wait to be counted, and their bytes.
 pub const COUNTED_WAITING_MAX: usize = 1024;

@@ -3,10 +3,15 @@
 //! same machine is found there.
 
 use std::collections::HashSet;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 
 use arc_swap::ArcSwap;
 use nix::ifaddrs::getifaddrs;
+use nix::libc;
+use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, socket};
+use tokio::net::UnixDatagram;
 
 use crate::limit;
 
@@ -55,11 +60,42 @@ impl Own {
         }
     }
 
-    /// Keeps them fresh for ever.
+    /// Keeps them fresh for ever: they are read again when the kernel announces a change, and now and then.
     pub async fn follow(&self) {
+        // Before they are read: what changes from here on is announced.
+        let announced = listen()
+            .inspect_err(
+                |error| tracing::warn!(%error, "new addresses are not announced, and are looked for"),
+            )
+            .ok();
         loop {
             self.refresh();
-            tokio::time::sleep(limit::OWN_ADDRESSES).await;
+            tokio::time::sleep(limit::OWN_ADDRESSES_PAUSE).await;
+            let _ = tokio::time::timeout(limit::OWN_ADDRESSES, change(announced.as_ref())).await;
+        }
+    }
+}
+
+/// A listener to what rtnetlink(7) announces of addresses.
+fn listen() -> io::Result<UnixDatagram> {
+    let groups = [libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV6_IFADDR];
+    let groups = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+    // It is no such socket, and only what recv(2) does of any is asked of it: what takes a descriptor by itself is unsafe.
+    UnixDatagram::from_std(socket.into())
+}
+
+/// Waits for an announcement, and takes those behind it. What they say is not read, nor whether some were lost: a look finds
+/// out what there is.
+async fn change(announced: Option<&UnixDatagram>) {
+    let Some(announced) = announced else { return std::future::pending().await };
+    let mut start = [0; 16];
+    let _ = announced.recv(&mut start).await;
+    for _ in 0..limit::OWN_ADDRESSES_ANNOUNCED {
+        if announced.try_recv(&mut start).is_err() {
+            return;
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clawgress_api::{Ingress, Verdict};
 use clawgress_e2e::lab::Host;
-use clawgress_e2e::plan::{API, GATEWAY, PROXY_PORT, SECRET};
+use clawgress_e2e::plan::{API, GATEWAY, PROXY_PORT, SECRET, V6_ONLY, addresses};
 use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, INTERN, Site};
 
 use crate::support::{agent, codes, curl, denied, finish, pair, proxy, record, site, to_host};
@@ -126,6 +126,18 @@ fn denials_by_name_path_and_team() {
     assert_eq!(plain("http://api.allowed.test/admin"), 403);
     let intern = proxy(INTERN, &site.intern_key);
     assert_eq!(connect(&intern, "https://api.allowed.test/"), 403, "no policy permits this team");
+    // An address that this machine gets is its own as soon as it has it, and until it is taken away.
+    let six = addresses(V6_ONLY)[0];
+    let own = |verb| {
+        let words = ["ip", "addr", verb, &format!("{six}/128"), "dev", "lo"];
+        site.gateway.lab.run(Host::Gateway, &words).unwrap().check().unwrap();
+    };
+    assert_eq!(plain("http://six.allowed.test/theirs"), 200);
+    own("add");
+    assert_eq!(plain("http://six.allowed.test/ours"), 403);
+    own("del");
+    assert_eq!(plain("http://six.allowed.test/theirs"), 200);
+    record(&site, "its own", |r| to_host(r, V6_ONLY) && denied(r, "gateway_address"));
     record(&site, "the name", |r| to_host(r, SECRET) && denied(r, "policy_denied"));
     for port in [22, 25, 6379] {
         record(&site, "a port", |r| {
