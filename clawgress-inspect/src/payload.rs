@@ -22,6 +22,7 @@ mod media;
 pub mod multipart;
 mod names;
 mod opening;
+mod parts;
 mod personal;
 
 pub use coding::Coding;
@@ -34,6 +35,7 @@ pub use media::{Claims, Seen};
 use multipart::MultipartError;
 pub use names::NAME_BYTES_MAX;
 use opening::Opening;
+use parts::Part;
 
 use crate::encoded::split;
 use crate::llm::{CallError, Field, Provenance, Request, Surface};
@@ -159,6 +161,8 @@ struct Tally {
     call: Option<Box<Request>>,
     /// Whether it is one, by where it goes.
     is_call: bool,
+    /// Whether parts of a form may be documents of it.
+    has_parts: bool,
     /// What looks at its texts.
     prompt: Option<Box<Detector>>,
     /// What puts together the texts of what is no call, where they are looked at.
@@ -180,6 +184,8 @@ pub struct Readings {
     /// Whether where it goes tells that it is a call, whoever is asked: it may be one then, also where several documents are said to
     /// follow one another, since servers may not look at what is said.
     pub is_told: bool,
+    /// Whether it is to a server that may take a form of parts, some of which are documents.
+    pub has_parts: bool,
 }
 
 // === impl Unreadable ===
@@ -245,15 +251,26 @@ impl Tally {
         self.of_call(event)
     }
 
-    /// A part of a form begins, and whether it is one of a call.
-    fn of_call_begins(&mut self, head: &[u8]) -> Result<bool, Unreadable> {
-        let Some(call) = &mut self.call else { return Ok(false) };
-        let read = Field::of(head).and_then(|field| match field {
-            Some(field) => call.begin_field(&field, &mut looks_at(&mut self.prompt)).map(|()| true),
-            None => Ok(false),
-        });
-        let is_field = read.unwrap_or(false);
-        self.sure(read.map(drop)).map(|()| is_field)
+    /// A part of a form begins; what it is of a call.
+    fn of_call_begins(&mut self, head: &[u8]) -> Result<Part, Unreadable> {
+        let Some(call) = &mut self.call else { return Ok(Part::Nothing) };
+        let documents = self.has_parts.then(|| Claims::of_part(head).is_json());
+        let mut begin = |field: Field| {
+            let may_be = call.begin_field(&field, documents, &mut looks_at(&mut self.prompt))?;
+            Ok(if may_be { Part::Begun } else { Part::Text })
+        };
+        let read = Field::of(head).and_then(|field| field.map_or(Ok(Part::Nothing), &mut begin));
+        match read {
+            Ok(part) => Ok(part),
+            Err(why) => self.sure(Err(why)).map(|()| Part::Nothing),
+        }
+    }
+
+    /// The value of a part begins that turned out to be no document.
+    fn of_call_is_text(&mut self) -> Result<(), Unreadable> {
+        let Some(call) = &mut self.call else { return Ok(()) };
+        let read = call.begin_value(&mut looks_at(&mut self.prompt));
+        self.sure(read)
     }
 
     fn call_ends(&mut self) -> Result<(), Unreadable> {
@@ -296,6 +313,7 @@ impl Inspector {
             pieces: Vec::new(),
             call: None,
             is_call: false,
+            has_parts: false,
             prompt: None,
             heard: None,
             hears_bytes: false,
@@ -339,6 +357,7 @@ impl Inspector {
         inspector.is_json = is_json;
         inspector.tally.call = may_be.then(Box::default);
         inspector.tally.is_call = surface.is_some();
+        inspector.tally.has_parts = readings.has_parts;
         inspector.tally.messages = readings.messages.is_some().then(Box::default);
         inspector
     }

@@ -305,6 +305,23 @@ impl Node {
         }
     }
 
+    /// Whether documents stand here, and nothing else that a server would read.
+    pub(super) fn holds_documents(self) -> bool {
+        matches!(
+            self,
+            N::Root
+                | N::Config
+                | N::Messages
+                | N::Message
+                | N::Tools
+                | N::Tool
+                | N::McpServers
+                | N::ToolConfig
+                | N::Documents
+                | N::Requests
+        )
+    }
+
     /// Whether what stands here is in none of a request's messages: beside them, or in what configures their answer.
     pub(super) fn is_aside(self) -> bool {
         matches!(self, N::Root | N::Config | N::Output | N::Format)

@@ -11,7 +11,7 @@ use super::call::{Call, CallError, Signs};
 use super::estimate::Estimator;
 use super::grammar::{self, Node};
 use super::key::{KEY_BYTES_MAX, Key, OTHERS, ROOT_TOOLS};
-use super::{Field, Piece, Provenance, Role, Texts};
+use super::{Piece, Provenance, Role, Texts};
 use crate::payload::json::{DEPTH_MAX, Event, Kind};
 use shape::{shape_of_other, signs_of};
 use values::{most, name, truth};
@@ -143,30 +143,6 @@ impl Request {
         // Goes on after one, for its shape: what a server takes nonetheless must be known for a call.
         self.error = self.error.or(taken.err());
         self.error.map_or(Ok(()), Err)
-    }
-
-    /// Begins a field of a form, which stands for a member of the document.
-    ///
-    /// # Errors
-    /// As [`event`](Self::event).
-    pub fn begin_field(&mut self, field: &Field, sink: &mut dyn FnMut(&Piece<'_>)) -> Result<(), CallError> {
-        self.is_form = true;
-        if self.frames.is_empty() {
-            let _ = self.event(Event::Open { object: true }, sink);
-        }
-        // What fails is told at the end.
-        let _ = self.event(Event::Begin(Kind::Key), sink);
-        let _ = self.event(Event::Piece(field.name.as_bytes()), sink);
-        let _ = self.event(Event::End, sink);
-        if field.is_file {
-            // Its bytes are as they are.
-            let is_typed = self.next.is_scalar() || self.next == Node::EndUser;
-            (self.scalar, self.next) = (Scalar::File, Node::Skip);
-            self.attachment = Attachment::default();
-            return if is_typed { self.event_fails(CallError::Type) } else { self.error.map_or(Ok(()), Err) };
-        }
-        let is_word = self.next.is_scalar() && self.next != Node::Model;
-        self.event(Event::Begin(if is_word { Kind::Word } else { Kind::Text }), sink)
     }
 
     fn event_fails(&mut self, error: CallError) -> Result<(), CallError> {
@@ -602,6 +578,7 @@ impl Request {
     }
 }
 
+mod fields;
 mod shape;
 mod tools;
 mod values;

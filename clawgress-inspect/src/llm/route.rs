@@ -509,7 +509,9 @@ fn by_words(route: &mut Route, words: &[&str], decoded: &[String]) {
         [.., "moderations"] => (Surface::Moderations, stream(false)),
         [.., "messages", "count_tokens"] => (Surface::CountTokens, stream(false)),
         [.., "messages", "batches"] | [.., "batches"] | [.., "batch", "jobs"] => (Surface::Batches, None),
-        [.., "files"] | [.., "uploads"] => (Surface::Files, None),
+        [.., "files"] | [.., "uploads"] | [.., "uploads", _, "parts"] => (Surface::Files, None),
+        // Of Cohere and Mistral, which take files by the hundred megabytes there.
+        [.., "v1", "datasets"] | [.., "libraries", _, "documents"] => (Surface::Files, None),
         [.., "messages"] => (Surface::Messages, None),
         [.., "model", _, "converse"] => (Surface::Converse, stream(false)),
         [.., "model", _, "converse-stream"] => (Surface::Converse, stream(true)),

@@ -10,6 +10,7 @@ use super::json::{Event as JsonEvent, Json, Kind};
 use super::media::{Claims, HEAD_BYTES, Reading, Seen};
 use super::multipart::{Event as PartEvent, Multipart};
 use super::names::Names;
+use super::parts::Part;
 use super::{CODINGS_MAX, Finding, LEVELS_MAX, Tally, Unreadable};
 
 /// The layer.
@@ -61,8 +62,8 @@ enum State {
     Multipart {
         multipart: Multipart,
         part: Option<Box<Layer>>,
-        /// Whether the part at hand is a field of a call of a model.
-        is_of_call: bool,
+        /// What it is of a call of a model.
+        of_call: Part,
     },
     Form(Form),
 }
@@ -215,10 +216,10 @@ impl Layer {
         match &self.claims.reading {
             Reading::Multipart { boundary } if self.place.level < LEVELS_MAX => {
                 let mut multipart = Multipart::new(boundary)?;
-                if tally.is_call {
+                if tally.is_call || tally.has_parts {
                     multipart = multipart.alone();
                 }
-                self.state = State::Multipart { multipart, part: None, is_of_call: false };
+                self.state = State::Multipart { multipart, part: None, of_call: Part::Nothing };
             }
             Reading::Multipart { .. } => return Err(Unreadable::NestingTooDeep),
             Reading::Form => {
@@ -412,9 +413,9 @@ impl Layer {
             State::Json { json, fields, names, .. } => {
                 json.push(bytes, &mut |event| of_json(event, (fields, names), is_root, place, tally))
             }
-            State::Multipart { multipart, part, is_of_call } => multipart.push(bytes, &mut |event| {
+            State::Multipart { multipart, part, of_call } => multipart.push(bytes, &mut |event| {
                 if is_root {
-                    of_call(event, is_of_call, tally)?;
+                    of_call.next(event, tally)?;
                 }
                 of_part(event, part, place, tally)
             }),
@@ -485,19 +486,6 @@ pub(super) fn of_json(
         }
         JsonEvent::Piece(bytes) => fields.push(bytes, place, tally),
         JsonEvent::End => fields.end(tally),
-    }
-}
-
-/// What a form of parts says as a call of a model.
-fn of_call(event: PartEvent<'_>, is_of_call: &mut bool, tally: &mut Tally) -> Result<(), Unreadable> {
-    match event {
-        PartEvent::Begin(head) => {
-            *is_of_call = tally.of_call_begins(head)?;
-            Ok(())
-        }
-        PartEvent::Piece(bytes) if *is_of_call => tally.of_call(JsonEvent::Piece(bytes)),
-        PartEvent::End if *is_of_call => tally.of_call(JsonEvent::End),
-        PartEvent::Piece(_) | PartEvent::End => Ok(()),
     }
 }
 

@@ -184,6 +184,13 @@ impl Claims {
         self.may_be_text() && !matches!(self.reading, Reading::Multipart { .. })
     }
 
+    /// Whether it is said to be a form of parts, as servers take one.
+    #[must_use]
+    pub fn is_form(&self) -> bool {
+        matches!(self.reading, Reading::Multipart { .. })
+            && matches!(&*self.media_type, "multipart/form-data" | "multipart/mixed")
+    }
+
     /// Has it read as a stream of events besides, whatever is said of it: some clients look at nothing else.
     #[must_use]
     pub fn as_events(self) -> Claims {

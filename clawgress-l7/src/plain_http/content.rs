@@ -111,10 +111,9 @@ impl Body {
         said.is_call_known = calling.is_some();
         said.call = before.map(Arc::new);
         said.is_tool_known = addressed.is_some();
-        let call_need = calling
-            .as_ref()
-            .filter(|_| has_body)
-            .map_or_else(PayloadNeed::default, |calling| calling.body_need(claims.may_be_document()));
+        let call_need = calling.as_ref().filter(|_| has_body).map_or_else(PayloadNeed::default, |calling| {
+            calling.body_need(claims.may_be_document() || claims.is_form())
+        });
         let tool_need =
             addressed.as_ref().filter(|_| has_body).map_or_else(PayloadNeed::default, Addressed::body_need);
         let need = need.max(call_need).max(tool_need);
@@ -123,6 +122,7 @@ impl Body {
             call: reads_call.map(Calling::surface_read),
             messages: addressed.as_ref().map(Addressed::is_meant),
             is_told: reads_call.is_some_and(Calling::is_told),
+            has_parts: reads_call.is_some_and(Calling::is_other),
         };
         let head = match need.look() {
             Look::Content => carries::look(gateway, session, admitted),

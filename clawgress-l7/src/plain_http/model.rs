@@ -302,7 +302,7 @@ impl Calling {
         self.route.as_ref().is_some_and(|route| matches!(route.surface, Surface::Other | Surface::Batches))
     }
 
-    /// Who needs to see its body, which may be text or not: what goes to nobody who is listed may be a call, and need not be
+    /// Who needs to see its body, which may be text, or a form, or not: what goes to nobody who is listed may be a call, and need not be
     /// readable.
     #[must_use]
     pub fn body_need(&self, may_be_text: bool) -> PayloadNeed {

@@ -3,7 +3,7 @@
 use clawgress_inspect::llm::answer::{Answer, Asked, CallsError, Editor, Following, Format, Reader};
 use clawgress_inspect::llm::{BLOCK_BYTES, Call, Piece, Request, Surface};
 use clawgress_inspect::payload::json::{Json, JsonError};
-use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
+use clawgress_inspect::payload::{Claims, Inspector, Limits, Readings, Unreadable};
 
 use super::pieces;
 
@@ -13,9 +13,11 @@ pub fn llm_request(data: &[u8]) {
     let (whole, pieces) = pieces(data);
     let Some((said, body)) = whole.split_first() else { return };
     let kinds: [&[u8]; 2] = [b"application/json", b"multipart/form-data; boundary=b"];
-    let read = |pieces: &[&[u8]], is: bool| -> (Result<(), Unreadable>, Option<Call>) {
+    let read = |pieces: &[&[u8]], (is, has_parts): (bool, bool)| -> (Result<(), Unreadable>, Option<Call>) {
         let claims = Claims::new(&[kinds[usize::from(said % 2)]], &[]);
-        let mut inspector = Inspector::of_call(claims, Limits::default(), is.then_some(Surface::Audio));
+        let call = Some(is.then_some(Surface::Audio));
+        let readings = Readings { call, has_parts, ..Readings::default() };
+        let mut inspector = Inspector::reading(claims, Limits::default(), readings);
         let fed = pieces.iter().try_for_each(|piece| inspector.push(piece));
         let done = fed.and_then(|()| inspector.finish());
         assert!(inspector.memory_bytes() < 1 << 20);
@@ -23,7 +25,7 @@ pub fn llm_request(data: &[u8]) {
         (done, call)
     };
     let cut: Vec<&[u8]> = body.chunks(pieces.first().map_or(1, |first| first.len())).collect();
-    for is in [true, false] {
+    for is in [(true, false), (false, false), (false, true)] {
         let found = read(&[body], is);
         assert_eq!(found, read(&cut, is));
         let call = found.1.unwrap_or_default();

@@ -20,7 +20,7 @@ fn what_was_inspected_before_does_not_matter() {
     println!("CLAWGRESS_SEED={seed}");
     let (mut random, rules) = (Random(seed.max(1)), Arc::new(Rules::parse(BUILT_IN).expect("sound rules")));
     let limits = Limits { decoded_bytes_max: 20_000, ratio_max: 250 };
-    let readings = Readings { call: Some(None), messages: Some(false), is_told: false };
+    let readings = Readings { call: Some(None), messages: Some(false), ..Readings::default() };
     for case in 0..600 {
         let (media_type, _) = random.body();
         let coding = random.pick(&CODINGS);

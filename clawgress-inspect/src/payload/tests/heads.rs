@@ -7,7 +7,7 @@ use super::*;
 fn a_head_that_lies_hides_no_call_where_the_path_tells_of_one() {
     let body = br#"{"model":"llama3","messages":[{"role":"user","content":"hi"}]}"#;
     for (is_told, is_call) in [(true, true), (false, false)] {
-        let readings = Readings { call: Some(None), messages: None, is_told };
+        let readings = Readings { call: Some(None), is_told, ..Readings::default() };
         let claims = Claims::new(&[b"application/x-ndjson"], &[]);
         let mut inspector = Inspector::reading(claims, Limits::default(), readings);
         inspector.push(body).and_then(|()| inspector.finish()).expect("read");
@@ -53,4 +53,53 @@ fn a_head_that_lies_hides_no_messages() {
     let mut inspector = Inspector::reading(claims, Limits::default(), readings);
     assert_eq!((inspector.push(b"\x00\x01\x00\x02{"), inspector.finish()), (Ok(()), Ok(())));
     assert!(!inspector.messages().expect("read").is_doubtful());
+}
+
+/// Parts of a form that a server takes for documents are read as members of a call.
+#[test]
+fn documents_in_parts_of_a_form_are_members_of_a_call() {
+    const SESSION: &str = r#"{"instructions":"Speak.","tools":[{"type":"function","name":"shell"}]}"#;
+    let json = "Content-Type: application/json\r\n";
+    let read = |parts: &[(&str, &str, &str)], size: usize, has_parts: bool| {
+        let mut body = String::new();
+        for (name, head, value) in parts {
+            body +=
+                &format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"{head}\r\n\r\n{value}\r\n");
+        }
+        body += "--b--\r\n";
+        let claims = Claims::new(&[b"multipart/form-data; boundary=b"], &[]);
+        let readings = Readings { call: Some(None), has_parts, ..Readings::default() };
+        let mut inspector = Inspector::reading(claims, Limits::default(), readings);
+        let mut pieces = body.as_bytes().chunks(size);
+        let looked = pieces.try_for_each(|piece| inspector.push(piece)).and_then(|()| inspector.finish());
+        let call = inspector.call().expect("read");
+        looked.map(|()| (call.call().tools.clone(), call.error()))
+    };
+    let shell = || vec!["shell".to_owned()];
+    let head = format!("\r\n{}", json.trim_end());
+    let file = format!("; filename=\"blob\"{head}");
+    let marked = format!("\u{feff} {SESSION}");
+    for (parts, wanted) in [
+        (&[("sdp", "", "v=0"), ("session", &*head, SESSION)][..], Ok((shell(), None))),
+        // Whatever is said of it: servers look at the name.
+        (&[("session", "", SESSION)], Ok((shell(), None))),
+        (&[("session", &file, SESSION)], Ok((shell(), None))),
+        (&[("session", &head, &marked)], Ok((shell(), None))),
+        (&[("tools", "", r#"[{"type":"function","name":"shell"}]"#)], Ok((shell(), None))),
+        // A text may begin like a document.
+        (&[("prompt", "", "[slow] {a} cat")], Ok((vec![], None))),
+        (&[("session", &head, "none")], Ok((vec![], None))),
+        (&[("session", &head, "")], Ok((vec![], None))),
+        // What can't be read, or not in one way.
+        (&[("session", &head, r#"{"a":"#)], Err(Unreadable::JsonMalformed)),
+        (&[("session", &head, "{} {}")], Err(Unreadable::JsonMalformed)),
+        (&[("session[tools][][name]", "", "shell")], Ok((vec![], Some(CallError::Name)))),
+        (&[("metadata[a]", "", "b")], Ok((vec![], None))),
+    ] {
+        for size in [1, 3, 7, 4096] {
+            assert_eq!(read(parts, size, true), wanted, "{parts:?} by {size}");
+        }
+    }
+    // Of what goes to nobody who is listed, nothing is sure.
+    assert_eq!(read(&[("session", &head, r#"{"a":"#)], 4096, false).map(|read| read.1), Ok(None));
 }
