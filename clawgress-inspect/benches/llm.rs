@@ -9,7 +9,7 @@ use std::time::Duration;
 use clawgress_inspect::llm::answer::{Editor, Following, Format, Reader};
 use clawgress_inspect::llm::change::{Wanted, changed};
 use clawgress_inspect::llm::rename::Renamer;
-use clawgress_inspect::llm::{Estimator, Provenance, Surface, Target, route};
+use clawgress_inspect::llm::{CapNames, Estimator, Provenance, Surface, Target, route};
 use clawgress_inspect::payload::{Claims, Inspector, Limits};
 use clawgress_inspect::prompt::{BUILT_IN, Rules};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -91,7 +91,7 @@ fn renamed() -> clawgress_inspect::llm::rename::Renamed {
     let wanted = Wanted {
         params: &[],
         tokens_max: None,
-        takes_completion_tokens: true,
+        cap_names: CapNames::Newer,
         takes_tool: &|_| false,
         takes_tools: false,
         renames: &[("search", "find")],

@@ -22,6 +22,7 @@ pub mod vocabulary;
 
 pub use attachment::Attachments;
 pub use call::{Call, CallError, Choice, Shape, Signs};
+pub use caps::CapNames;
 pub use estimate::Estimator;
 pub use form::Field;
 pub use model::ModelName;

@@ -36,7 +36,7 @@ mod tests {
     use crate::llm::answer::{Editor, Following, Format, Reader};
     use crate::llm::change::{Wanted, changed};
     use crate::llm::rename::{Renamer, renamed};
-    use crate::llm::{Request, Surface};
+    use crate::llm::{CapNames, Request, Surface};
     use crate::payload::{Claims, Inspector, Limits};
     use crate::tool::Value;
 
@@ -264,7 +264,7 @@ mod tests {
             let wanted = Wanted {
                 params: &[("store", "false"), ("n", "1")],
                 tokens_max: Some(100),
-                takes_completion_tokens: true,
+                cap_names: CapNames::Newer,
                 takes_tool: &|name| name.ends_with('7'),
                 takes_tools: true,
                 renames: &[("t8", "u"), ("t9", "t8")],

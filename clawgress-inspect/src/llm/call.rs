@@ -1,6 +1,6 @@
 //! What a request to a model says, and why that can't be known. Must never hold a text that it shows.
 
-use super::caps::Caps;
+use super::caps::{CapNames, Caps};
 use super::{Attachments, Role, Surface, Told};
 
 /// Why what a request asks for can't be known.
@@ -126,12 +126,12 @@ pub struct Signs(u16);
 
 impl Call {
     /// Most tokens that may be answered, as servers of this surface take it: of chat completions by OpenAI's newer name only
-    /// where the provider [has it](super::route::Route::takes_completion_tokens).
+    /// where the provider has it, and of completions by [what the path says](super::route::Route::cap_names).
     #[must_use]
-    pub fn tokens_max_of(&self, surface: Surface, takes_completion_tokens: bool) -> Option<u64> {
+    pub fn tokens_max_of(&self, surface: Surface, names: CapNames) -> Option<u64> {
         match surface {
             Surface::OllamaChat | Surface::OllamaGenerate => self.tokens_predict,
-            _ => self.caps.most_of(surface, takes_completion_tokens),
+            _ => self.caps.most_of(surface, names),
         }
     }
 }

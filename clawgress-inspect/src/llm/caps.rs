@@ -30,6 +30,22 @@ pub(super) enum Cap {
 
 const CAPS: usize = 10;
 
+/// Which names of a limit whoever is asked looks at, of those that others of the same surface have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CapNames {
+    /// Those that all who have the surface look at.
+    #[default]
+    Common,
+    /// Of chat completions, OpenAI's newer one too: `max_completion_tokens`.
+    Newer,
+    /// Of Anthropic's first completions: `max_tokens_to_sample`.
+    ToSample,
+    /// Of llama.cpp's own: `n_predict`.
+    Predict,
+    /// Of TGI's and SGLang's own: `max_new_tokens`, among their parameters.
+    NewTokens,
+}
+
 /// The limits of a request: of each name the largest, and for how many answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Caps {
@@ -66,16 +82,20 @@ impl Caps {
 
     /// The largest of all, where there is one that every server of this surface looks at: of several, some take the larger one, and
     /// others the one that they know (vLLM `max_completion_tokens`, llama.cpp `n_predict`).
-    pub(super) fn most_of(&self, surface: Surface, takes_completion_tokens: bool) -> Option<u64> {
+    pub(super) fn most_of(&self, surface: Surface, names: CapNames) -> Option<u64> {
         use Cap as C;
         let looked_at: &[Cap] = match surface {
-            Surface::ChatCompletions if takes_completion_tokens => &[C::MaxTokens, C::MaxCompletionTokens],
+            Surface::ChatCompletions if names == CapNames::Newer => &[C::MaxTokens, C::MaxCompletionTokens],
             Surface::ChatCompletions | Surface::Messages | Surface::CountTokens | Surface::CohereChat => {
                 &[C::MaxTokens]
             }
             Surface::Responses => &[C::MaxOutputTokens],
-            // Of OpenAI, Anthropic, llama.cpp and TGI: whose it is, its path says as little as of the model.
-            Surface::Completions => &[C::MaxTokens, C::MaxTokensToSample, C::NPredict, C::MaxNewTokens],
+            Surface::Completions => match names {
+                CapNames::Common | CapNames::Newer => &[C::MaxTokens],
+                CapNames::ToSample => &[C::MaxTokensToSample],
+                CapNames::Predict => &[C::NPredict],
+                CapNames::NewTokens => &[C::MaxNewTokens],
+            },
             Surface::GenerateContent => &[C::ConfigMaxOutputTokens],
             Surface::Converse => &[C::ConfigMaxTokens],
             // In the shape that the model has, or of nobody who is known.

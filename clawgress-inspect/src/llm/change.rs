@@ -5,7 +5,7 @@
 //! its tools or limits elsewhere is never taken for changed.
 
 use super::rename::{self, Renamed};
-use super::{Call, Surface};
+use super::{Call, CapNames, Surface};
 use crate::letters::fold;
 use crate::payload::{Claims, Inspector, Limits};
 use crate::splice::{self, Edits, Span, quoted};
@@ -21,8 +21,8 @@ pub struct Wanted<'a> {
     pub params: &'a [(&'a str, &'a str)],
     /// Most tokens that may be answered.
     pub tokens_max: Option<u64>,
-    /// Whether whoever is asked takes `max_completion_tokens`.
-    pub takes_completion_tokens: bool,
+    /// Which names of a limit whoever is asked looks at.
+    pub cap_names: CapNames,
     /// Whether a tool of this name is not offered.
     pub takes_tool: &'a dyn Fn(&str) -> bool,
     /// Whether any is not.
@@ -81,8 +81,8 @@ pub fn changed(
         change.param(name, value)?;
     }
     if let Some(most) = wanted.tokens_max {
-        let takes = wanted.takes_completion_tokens;
-        change.tokens(call.tokens_max_of(surface, takes), most, takes)?;
+        let names = wanted.cap_names;
+        change.tokens(call.tokens_max_of(surface, names), most, names)?;
     }
     if wanted.takes_tools && call.tools.iter().any(|name| (wanted.takes_tool)(name)) {
         change.tools(wanted.takes_tool)?;
@@ -148,7 +148,7 @@ fn holds(body: &[u8], surface: Surface, wanted: &Wanted<'_>) -> Result<Call, Cha
     if call.tools.iter().any(|name| (wanted.takes_tool)(name)) {
         return Err(ChangeError::NotSo("those tools are not offered"));
     }
-    let most = call.tokens_max_of(surface, wanted.takes_completion_tokens).unwrap_or(u64::MAX);
+    let most = call.tokens_max_of(surface, wanted.cap_names).unwrap_or(u64::MAX);
     if wanted.tokens_max.is_some_and(|wanted| most > wanted) {
         return Err(ChangeError::NotSo("that limit of tokens"));
     }
@@ -225,21 +225,26 @@ impl Change<'_> {
         Ok(())
     }
 
-    fn tokens(
-        &mut self,
-        now: Option<u64>,
-        most: u64,
-        takes_completion_tokens: bool,
-    ) -> Result<(), ChangeError> {
+    fn tokens(&mut self, now: Option<u64>, most: u64, names: CapNames) -> Result<(), ChangeError> {
         if now.is_some_and(|now| now <= most) {
             return Ok(());
         }
         let places: &[&[&str]] = match self.surface {
-            Surface::ChatCompletions if takes_completion_tokens => {
+            Surface::ChatCompletions if names == CapNames::Newer => {
                 &[&["max_completion_tokens"], &["max_tokens"]]
             }
             Surface::ChatCompletions => &[&["max_tokens"]],
             Surface::Responses => &[&["max_output_tokens"]],
+            Surface::Completions if names == CapNames::ToSample => &[&["max_tokens_to_sample"]],
+            Surface::Completions if names == CapNames::Predict => &[&["n_predict"]],
+            Surface::Completions if names == CapNames::NewTokens => {
+                // SGLang has no `inputs`.
+                if self.find(&["inputs"]).is_some() {
+                    &[&["parameters", "max_new_tokens"], &["sampling_params", "max_new_tokens"]]
+                } else {
+                    &[&["sampling_params", "max_new_tokens"], &["parameters", "max_new_tokens"]]
+                }
+            }
             Surface::Completions | Surface::Messages | Surface::CohereChat => &[&["max_tokens"]],
             Surface::GenerateContent => &[
                 &["generationConfig", "maxOutputTokens"],

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::caps::CapNames;
 use crate::proxy_request::separated;
 
 /// What is asked of a provider, by its path.
@@ -99,6 +100,8 @@ pub struct Route {
     pub besides: Option<String>,
     /// Whether the answer is streamed, where the path says so.
     pub stream: Option<bool>,
+    /// Whose names of limits its path has, of completions.
+    completions: CapNames,
 }
 
 /// Providers, by the hosts of their APIs: `*` stands for anything, once.
@@ -254,10 +257,11 @@ impl Surface {
 const COMPLETION_TOKENS: [&str; 5] = ["openai", "azure", "groq", "xai", "cerebras"];
 
 impl Route {
-    /// Whether whoever is asked takes `max_completion_tokens` for a limit.
+    /// By which names whoever is asked takes a limit.
     #[must_use]
-    pub fn takes_completion_tokens(&self) -> bool {
-        !self.is_named && COMPLETION_TOKENS.contains(&&*self.provider)
+    pub fn cap_names(&self) -> CapNames {
+        let has_newer = !self.is_named && COMPLETION_TOKENS.contains(&&*self.provider);
+        if self.surface == Surface::ChatCompletions && has_newer { CapNames::Newer } else { self.completions }
     }
 }
 
@@ -319,6 +323,7 @@ fn route_as_written(servers: &[Server], target: &Target<'_>) -> Option<Route> {
         is_model_unclear: false,
         besides: None,
         stream: None,
+        completions: CapNames::Common,
     };
     let lower: Vec<String> = decoded.iter().map(|segment| segment.to_ascii_lowercase()).collect();
     let words: Vec<&str> = lower.iter().map(String::as_str).collect();
@@ -344,6 +349,7 @@ fn route_as_written(servers: &[Server], target: &Target<'_>) -> Option<Route> {
         google(&mut route, &decoded, model, &verb.to_ascii_lowercase());
     } else {
         by_words(&mut route, &words, &decoded);
+        route.completions = completions(&route, &words);
     }
     name(&mut route, (&words, &decoded), target.query, is_azure);
     Some(route)
@@ -529,6 +535,18 @@ fn by_words(route: &mut Route, words: &[&str], decoded: &[String]) {
     };
     if matches!(words, [.., "model", _, _]) && route.surface != Surface::Other {
         route.model = decoded.iter().rev().nth(1).cloned();
+    }
+}
+
+/// Whose completions they are, by their path: those that many have look at `max_tokens`, and leave out of account what others have.
+fn completions(route: &Route, words: &[&str]) -> CapNames {
+    match words {
+        _ if route.surface != Surface::Completions => CapNames::Common,
+        [.., "complete"] => CapNames::ToSample,
+        [.., "completion" | "infill"] => CapNames::Predict,
+        [.., "generate"] if &*route.provider == "cohere" && !route.is_named => CapNames::Common,
+        [.., "generate" | "generate_stream"] => CapNames::NewTokens,
+        _ => CapNames::Common,
     }
 }
 

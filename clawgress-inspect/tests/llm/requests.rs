@@ -1,6 +1,6 @@
 //! What is read of each request.
 
-use clawgress_inspect::llm::{Call, CallError, Choice, Piece, Provenance, Request, Role, Surface};
+use clawgress_inspect::llm::{Call, CallError, CapNames, Choice, Piece, Provenance, Request, Role, Surface};
 use clawgress_inspect::payload::json::Json;
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
 
@@ -135,7 +135,7 @@ fn what_each_request_asks_for() {
             _ if name.starts_with("bedrock_invoke") => Surface::Invoke,
             _ => Surface::ChatCompletions,
         };
-        let most = call.tokens_max_of(surface, true);
+        let most = call.tokens_max_of(surface, CapNames::Newer);
         let found = (call.model.as_deref().unwrap_or(""), call.stream, most, call.messages);
         assert_eq!(found, (model, stream, cap, messages), "{name}");
         assert_eq!(call.tools.join(" "), tools, "{name}");

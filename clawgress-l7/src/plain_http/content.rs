@@ -318,8 +318,8 @@ impl Body {
             // Its frames are not written again.
             return Err("tools are not renamed in streams of Bedrock".to_owned());
         }
-        let takes_completion_tokens = calling.route.as_ref().is_some_and(Route::takes_completion_tokens);
-        Rewritten::of(&copy, (surface, takes_completion_tokens), call.call(), changes)
+        let names = calling.route.as_ref().map(Route::cap_names).unwrap_or_default();
+        Rewritten::of(&copy, (surface, names), call.call(), changes)
     }
 
     /// How it is a message to a tool server whose head says something else than its body, if that is why it is refused.

@@ -356,7 +356,7 @@ impl Calling {
             provider: route.map_or_else(|| UNLISTED.into(), |route| Arc::clone(&route.provider)),
             surface: surface.name(),
             tokens_estimated: call.tokens_estimated,
-            tokens_max: call.tokens_max_of(surface, route.is_some_and(Route::takes_completion_tokens)),
+            tokens_max: call.tokens_max_of(surface, route.map(Route::cap_names).unwrap_or_default()),
             stream: stream.unwrap_or_else(|| surface.streams_by_default()),
             tools: call.tools.clone(),
             attachments: call.attachments.count,

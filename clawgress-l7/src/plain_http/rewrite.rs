@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use clawgress_inspect::llm::change::{Changed, Wanted, changed};
 use clawgress_inspect::llm::rename::Renamed;
-use clawgress_inspect::llm::{Call, Surface};
+use clawgress_inspect::llm::{Call, CapNames, Surface};
 use clawgress_policy::transform::body::BodyChanges;
 use pingora_http::RequestHeader;
 
@@ -34,7 +34,7 @@ impl Rewritten {
     /// Why it can't be changed, in words.
     pub fn of(
         body: &[u8],
-        (surface, takes_completion_tokens): (Surface, bool),
+        (surface, cap_names): (Surface, CapNames),
         call: &Call,
         changes: &BodyChanges,
     ) -> Result<Rewritten, String> {
@@ -46,7 +46,7 @@ impl Rewritten {
         let wanted = Wanted {
             params: &params,
             tokens_max: changes.tokens_max,
-            takes_completion_tokens,
+            cap_names,
             takes_tool: &|name| changes.takes_tool(name),
             takes_tools: !changes.tools.is_empty(),
             renames: &renames,

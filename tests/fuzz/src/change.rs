@@ -1,9 +1,9 @@
 //! Target of calls of models that are changed.
 
-use clawgress_inspect::llm::Surface;
 use clawgress_inspect::llm::answer::Format;
 use clawgress_inspect::llm::change::{Wanted, changed};
 use clawgress_inspect::llm::rename::Renamer;
+use clawgress_inspect::llm::{CapNames, Surface};
 use clawgress_inspect::payload::{Claims, Inspector, Limits};
 use clawgress_inspect::splice;
 
@@ -34,7 +34,7 @@ pub fn llm_change(data: &[u8]) {
     let wanted = Wanted {
         params: if which & 8 != 0 { &[("store", "false")] } else { &[] },
         tokens_max: (which & 16 != 0).then_some(100),
-        takes_completion_tokens: which & 128 == 0,
+        cap_names: if which & 128 == 0 { CapNames::Newer } else { CapNames::Common },
         takes_tool: &|name| name.starts_with('s'),
         takes_tools: which & 32 != 0,
         renames: if which & 64 != 0 { &[("read", "fetch")] } else { &[] },

@@ -6,7 +6,7 @@ use clawgress_inspect::encoded::split::{Piece, Window};
 use clawgress_inspect::llm::answer::Format;
 use clawgress_inspect::llm::change::{Wanted, changed};
 use clawgress_inspect::llm::rename::{Renamed, Renamer};
-use clawgress_inspect::llm::{Provenance, Request, Surface};
+use clawgress_inspect::llm::{CapNames, Provenance, Request, Surface};
 use clawgress_inspect::payload::{Claims, Inspector, Limits};
 use clawgress_inspect::prompt::{BUILT_IN, Rules};
 use clawgress_inspect::tool::{Ends, changed_events, filtered};
@@ -28,7 +28,7 @@ static RENAMED: LazyLock<Renamed> = LazyLock::new(|| {
     let wanted = Wanted {
         params: &[],
         tokens_max: None,
-        takes_completion_tokens: true,
+        cap_names: CapNames::Newer,
         takes_tool: &|_| false,
         takes_tools: false,
         renames: &[("read", "fetch")],

@@ -17,7 +17,7 @@ fn change(body: &str, surface: Surface, wanted: &Wanted<'_>) -> Result<(String, 
 const NOTHING: Wanted<'static> = Wanted {
     params: &[],
     tokens_max: None,
-    takes_completion_tokens: true,
+    cap_names: CapNames::Newer,
     takes_tool: &|_| false,
     takes_tools: false,
     renames: &[],
@@ -227,8 +227,8 @@ fn usage_is_asked_for_among_what_a_client_says_of_its_stream() {
 /// At servers that skip OpenAI's newer name, a limit has the older one.
 #[test]
 fn a_limit_has_the_name_that_is_taken() {
-    let of = |body: &str, takes_completion_tokens: bool| {
-        let wanted = Wanted { tokens_max: Some(100), takes_completion_tokens, ..NOTHING };
+    let of = |body: &str, cap_names: CapNames| {
+        let wanted = Wanted { tokens_max: Some(100), cap_names, ..NOTHING };
         let mut inspector = Inspector::of_call(
             Claims::new(&[b"application/json"], &[]),
             Limits::default(),
@@ -253,7 +253,48 @@ fn a_limit_has_the_name_that_is_taken() {
         ),
         (r#"{"model":"m","max_tokens":1,"n_predict":700}"#, (Some(1), None), (Some(1), None)),
     ] {
-        assert_eq!(of(body, true), newer, "{body}");
-        assert_eq!(of(body, false), older, "{body}");
+        assert_eq!(of(body, CapNames::Newer), newer, "{body}");
+        assert_eq!(of(body, CapNames::Common), older, "{body}");
+    }
+}
+
+/// A completion is limited by the name that its server looks at, whatever others the client gives.
+#[test]
+fn a_completion_is_limited_by_the_name_of_its_server() {
+    for (names, body, want) in [
+        (
+            CapNames::Common,
+            r#"{"prompt":"a","n_predict":7}"#,
+            r#"{"max_tokens":100,"prompt":"a","n_predict":7}"#,
+        ),
+        (
+            CapNames::Predict,
+            r#"{"prompt":"a","max_tokens":7}"#,
+            r#"{"n_predict":100,"prompt":"a","max_tokens":7}"#,
+        ),
+        (CapNames::Predict, r#"{"prompt":"a","n_predict":-1}"#, r#"{"prompt":"a","n_predict":100}"#),
+        (
+            CapNames::ToSample,
+            r#"{"prompt":"a","max_tokens_to_sample":700}"#,
+            r#"{"prompt":"a","max_tokens_to_sample":100}"#,
+        ),
+        (
+            CapNames::NewTokens,
+            r#"{"inputs":"a","max_new_tokens":7}"#,
+            r#"{"parameters":{"max_new_tokens":100},"inputs":"a","max_new_tokens":7}"#,
+        ),
+        (
+            CapNames::NewTokens,
+            r#"{"text":"a","sampling_params":{"max_new_tokens":700}}"#,
+            r#"{"text":"a","sampling_params":{"max_new_tokens":100}}"#,
+        ),
+        (
+            CapNames::NewTokens,
+            r#"{"text":"a","sampling_params":{}}"#,
+            r#"{"text":"a","sampling_params":{"max_new_tokens":100}}"#,
+        ),
+    ] {
+        let wanted = Wanted { tokens_max: Some(100), cap_names: names, ..NOTHING };
+        assert_eq!(change(body, Surface::Completions, &wanted).expect("changed").0, want);
     }
 }

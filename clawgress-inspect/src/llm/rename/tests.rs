@@ -5,9 +5,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use proptest::prelude::*;
 
 use super::*;
-use crate::llm::Surface;
 use crate::llm::answer::{Following, Format, Reader};
 use crate::llm::change::{Changed, Wanted, changed};
+use crate::llm::{CapNames, Surface};
 use crate::payload::{Claims, Inspector, Limits};
 
 const RENAMES: [(&str, &str); 2] = [("shell", "run_command"), ("read", "shell")];
@@ -23,7 +23,7 @@ fn change(surface: Surface, body: &str) -> Result<Changed, ChangeError> {
     let wanted = Wanted {
         params: &[],
         tokens_max: None,
-        takes_completion_tokens: true,
+        cap_names: CapNames::Newer,
         takes_tool: &|name| name == "web_fetch",
         takes_tools: true,
         renames: &RENAMES,
@@ -142,7 +142,7 @@ fn how_tools_are_asked_for_is_no_name() {
     let wanted = Wanted {
         params: &[],
         tokens_max: None,
-        takes_completion_tokens: true,
+        cap_names: CapNames::Newer,
         takes_tool: &|_| false,
         takes_tools: false,
         renames: &MANNERS,

@@ -1,6 +1,7 @@
 //! Hostile requests: refused, or read as a server would; each in a number of steps that its length bounds.
 
 use super::*;
+use crate::llm::CapNames;
 use crate::payload::json::{Json, JsonError};
 
 /// Why a document could not be read.
@@ -176,34 +177,56 @@ fn answers_that_may_be_many_count_each() {
     assert_eq!(most(r#"{"generationConfig":{"candidateCount":4,"maxOutputTokens":10}}"#), Some(40));
     assert_eq!(most(r#"{"n":3}"#), None);
     let ollama = takes(r#"{"max_tokens":1,"options":{"num_predict":9}}"#);
-    assert_eq!(ollama.tokens_max_of(crate::llm::Surface::OllamaChat, false), Some(9));
-    assert_eq!(ollama.tokens_max_of(crate::llm::Surface::ChatCompletions, false), Some(1));
+    assert_eq!(ollama.tokens_max_of(crate::llm::Surface::OllamaChat, CapNames::Common), Some(9));
+    assert_eq!(ollama.tokens_max_of(crate::llm::Surface::ChatCompletions, CapNames::Common), Some(1));
     // What others of a dialect leave out of account is no limit.
     use crate::llm::Surface as S;
-    for (body, surface, takes_newer, most) in [
-        (r#"{"max_completion_tokens":1}"#, S::ChatCompletions, false, None),
-        (r#"{"max_completion_tokens":1}"#, S::ChatCompletions, true, Some(1)),
-        (r#"{"max_completion_tokens":1,"max_tokens":9}"#, S::ChatCompletions, true, Some(9)),
-        (r#"{"max_completion_tokens":1,"max_tokens":9,"n":2}"#, S::ChatCompletions, false, Some(18)),
-        (r#"{"max_output_tokens":1,"options":{"num_predict":1}}"#, S::ChatCompletions, true, None),
-        (r#"{"max_output_tokens":1}"#, S::Responses, false, Some(1)),
-        (r#"{"max_tokens":1}"#, S::Responses, true, None),
-        (r#"{"max_tokens":1,"additionalModelRequestFields":{"max_tokens":2}}"#, S::Converse, true, None),
-        (r#"{"inferenceConfig":{"maxTokens":3}}"#, S::Converse, false, Some(3)),
-        (r#"{"max_tokens":1}"#, S::GenerateContent, true, None),
-        (r#"{"max_completion_tokens":1}"#, S::Messages, true, None),
-        (r#"{"max_gen_len":4}"#, S::Invoke, false, Some(4)),
-        (r#"{"n_predict":4}"#, S::Completions, false, Some(4)),
+    for (body, surface, names, most) in [
+        (r#"{"max_completion_tokens":1}"#, S::ChatCompletions, CapNames::Common, None),
+        (r#"{"max_completion_tokens":1}"#, S::ChatCompletions, CapNames::Newer, Some(1)),
+        (r#"{"max_completion_tokens":1,"max_tokens":9}"#, S::ChatCompletions, CapNames::Newer, Some(9)),
+        (
+            r#"{"max_completion_tokens":1,"max_tokens":9,"n":2}"#,
+            S::ChatCompletions,
+            CapNames::Common,
+            Some(18),
+        ),
+        (r#"{"max_output_tokens":1,"options":{"num_predict":1}}"#, S::ChatCompletions, CapNames::Newer, None),
+        (r#"{"max_output_tokens":1}"#, S::Responses, CapNames::Common, Some(1)),
+        (r#"{"max_tokens":1}"#, S::Responses, CapNames::Newer, None),
+        (
+            r#"{"max_tokens":1,"additionalModelRequestFields":{"max_tokens":2}}"#,
+            S::Converse,
+            CapNames::Newer,
+            None,
+        ),
+        (r#"{"inferenceConfig":{"maxTokens":3}}"#, S::Converse, CapNames::Common, Some(3)),
+        (r#"{"max_tokens":1}"#, S::GenerateContent, CapNames::Newer, None),
+        (r#"{"max_completion_tokens":1}"#, S::Messages, CapNames::Newer, None),
+        (r#"{"max_gen_len":4}"#, S::Invoke, CapNames::Common, Some(4)),
+        // Of completions, whose they are.
+        (r#"{"n_predict":4}"#, S::Completions, CapNames::Common, None),
+        (r#"{"max_tokens_to_sample":4}"#, S::Completions, CapNames::Common, None),
+        (r#"{"parameters":{"max_new_tokens":4}}"#, S::Completions, CapNames::Common, None),
+        (r#"{"max_tokens":4}"#, S::Completions, CapNames::Common, Some(4)),
+        (r#"{"n_predict":4}"#, S::Completions, CapNames::Predict, Some(4)),
+        (r#"{"max_tokens":4}"#, S::Completions, CapNames::Predict, None),
+        (r#"{"max_tokens":4,"n_predict":-1}"#, S::Completions, CapNames::Common, Some(u64::MAX)),
+        (r#"{"max_tokens_to_sample":4}"#, S::Completions, CapNames::ToSample, Some(4)),
+        (r#"{"max_tokens":4}"#, S::Completions, CapNames::ToSample, None),
+        (r#"{"parameters":{"max_new_tokens":4}}"#, S::Completions, CapNames::NewTokens, Some(4)),
+        (r#"{"max_new_tokens":4}"#, S::Completions, CapNames::NewTokens, None),
+        (r#"{"max_tokens":4}"#, S::Completions, CapNames::NewTokens, None),
         // What some take before the name that all take.
-        (r#"{"max_tokens":1,"max_completion_tokens":900}"#, S::ChatCompletions, false, Some(900)),
-        (r#"{"max_tokens":1,"n_predict":900}"#, S::ChatCompletions, false, Some(900)),
+        (r#"{"max_tokens":1,"max_completion_tokens":900}"#, S::ChatCompletions, CapNames::Common, Some(900)),
+        (r#"{"max_tokens":1,"n_predict":900}"#, S::ChatCompletions, CapNames::Common, Some(900)),
         // Within what not everybody unwraps, it may be more, and never less.
-        (r#"{"params":{"max_tokens":1}}"#, S::ChatCompletions, true, None),
-        (r#"{"requests":[{"max_tokens":1}]}"#, S::ChatCompletions, true, None),
-        (r#"{"max_tokens":5,"params":{"max_tokens":1}}"#, S::ChatCompletions, true, Some(5)),
-        (r#"{"params":{"max_tokens":900},"max_tokens":5}"#, S::ChatCompletions, true, Some(900)),
+        (r#"{"params":{"max_tokens":1}}"#, S::ChatCompletions, CapNames::Newer, None),
+        (r#"{"requests":[{"max_tokens":1}]}"#, S::ChatCompletions, CapNames::Newer, None),
+        (r#"{"max_tokens":5,"params":{"max_tokens":1}}"#, S::ChatCompletions, CapNames::Newer, Some(5)),
+        (r#"{"params":{"max_tokens":900},"max_tokens":5}"#, S::ChatCompletions, CapNames::Newer, Some(900)),
     ] {
-        assert_eq!(takes(body).tokens_max_of(surface, takes_newer), most, "{body} {surface:?}");
+        assert_eq!(takes(body).tokens_max_of(surface, names), most, "{body} {surface:?}");
     }
     let late = takes(r#"{"tools":[{"name":"a_tool_with_a_long_name"}]}"#);
     assert!(late.tokens_estimated > 5, "{}", late.tokens_estimated);

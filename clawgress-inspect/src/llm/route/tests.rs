@@ -310,3 +310,24 @@ fn an_encoded_slash_may_be_one() {
     assert_eq!(tells("/x%2Fgenerate"), Some(Told::Perhaps));
     assert_eq!(tells("/v1/a%2Fb"), None);
 }
+
+/// Servers leave out of account what limits have in the dialects of others.
+#[test]
+fn limits_have_the_names_of_whoever_is_asked() {
+    for (url, names) in [
+        ("api.openai.com/v1/chat/completions", CapNames::Newer),
+        ("10.0.0.7:11434/v1/chat/completions", CapNames::Common),
+        ("api.deepseek.com/chat/completions", CapNames::Common),
+        ("api.openai.com/v1/completions", CapNames::Common),
+        ("llm.internal/serve/v1/completions", CapNames::Common),
+        ("llm.internal/serve/completion", CapNames::Predict),
+        ("llm.internal/serve/infill", CapNames::Predict),
+        ("llm.internal/serve/generate", CapNames::NewTokens),
+        ("llm.internal/serve/generate_stream", CapNames::NewTokens),
+        ("api.cohere.com/v1/generate", CapNames::Common),
+        ("api.anthropic.com/v1/complete", CapNames::ToSample),
+        ("api.anthropic.com/v1/messages", CapNames::Common),
+    ] {
+        assert_eq!(of(url).expect(url).cap_names(), names, "{url}");
+    }
+}
