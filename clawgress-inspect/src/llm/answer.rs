@@ -45,7 +45,12 @@ impl Format {
         match media.as_str() {
             "text/event-stream" => Some(Format::EventStream),
             "application/json" => Some(Format::Json),
-            "application/x-ndjson" | "application/ndjson" | "application/jsonl" => Some(Format::Lines),
+            "application/x-ndjson"
+            | "application/ndjson"
+            | "application/jsonl"
+            | "application/x-jsonl"
+            | "application/jsonlines"
+            | "application/x-jsonlines" => Some(Format::Lines),
             "application/vnd.amazon.eventstream" => Some(Format::Amazon),
             _ => None,
         }
@@ -139,6 +144,8 @@ struct Facts {
     repeated_estimated: u64,
     /// Whether it is the beginning of a stream; of all documents: whether only that counted the output.
     is_start: bool,
+    /// Whether another model than the one that answers was asked besides: its tokens have other prices.
+    has_others: bool,
     /// Whether its texts were said before, in parts.
     is_repeat: bool,
     /// Whether the answer is over behind it, whatever follows.
@@ -172,10 +179,19 @@ enum Count {
     InputAudio,
     CachedAudio,
     OutputAudio,
+    /// Besides the input, of Perplexity: what it read for the answer. Where it says so, reasoning is besides the output.
+    Citations,
+    /// Besides all those, of Anthropic: of requests of the provider's own for the answer.
+    OwnInput,
+    OwnCached,
+    OwnCacheWritten,
+    OwnOutput,
 }
 
 impl Count {
-    const ALL: usize = 14;
+    const ALL: usize = 19;
+    /// Of the provider's own requests.
+    const OWN: [Count; 4] = [Count::OwnInput, Count::OwnCached, Count::OwnCacheWritten, Count::OwnOutput];
 }
 
 // === impl Reader ===
@@ -364,6 +380,7 @@ impl Facts {
         }
         if found.counts.get(Count::Output as usize).is_some_and(Option::is_some) {
             self.is_start = found.is_start;
+            self.has_others = found.has_others;
         }
         for (known, new) in self.counts.iter_mut().zip(found.counts) {
             *known = new.or(*known);
@@ -428,18 +445,21 @@ impl Facts {
         let output = match self.count(Count::Output) {
             Some(output) => {
                 // More of it than of what it should be within: it is counted besides, as xAI does.
-                let is_within = zero(Count::Reasoning) <= output;
+                let has_citations = self.count(Count::Citations).is_some();
+                let is_within = zero(Count::Reasoning) <= output && !has_citations;
                 let within = if is_within { 0 } else { zero(Count::Reasoning) };
                 let output = output.saturating_add(within).saturating_add(zero(Count::Thoughts));
                 output.max(rest.unwrap_or_default())
             }
             None => rest.or(self.has_vectors.then_some(0))?,
         };
+        let sum = |counts: &[u64]| counts.iter().copied().fold(0, u64::saturating_add);
+        let [own_input, own_cached, own_written, own_output] = Count::OWN.map(zero);
         Some(Usage {
-            input,
-            output,
-            cached: cached.0.saturating_add(cached.1),
-            cache_written: written.0.saturating_add(written.1),
+            input: sum(&[input, zero(Count::Citations), own_input, own_cached, own_written]),
+            output: sum(&[output, own_output]),
+            cached: sum(&[cached.0, cached.1, own_cached]),
+            cache_written: sum(&[written.0, written.1, own_written]),
             reasoning,
             input_audio: zero(Count::InputAudio),
             cached_audio: zero(Count::CachedAudio),
@@ -449,7 +469,8 @@ impl Facts {
 
     fn into_answer(self) -> Answer {
         let (usage, output_estimated) = (self.usage(), self.estimated());
-        let Facts { model, finish, error, tools, has_more_tools, is_start, has_vectors, .. } = self;
+        let Facts { model, finish, error, tools, has_more_tools, is_start, has_others, has_vectors, .. } =
+            self;
         Answer {
             model,
             usage,
@@ -458,7 +479,7 @@ impl Facts {
             has_more_tools,
             finish,
             error,
-            is_partial: is_start,
+            is_partial: is_start || has_others,
             has_vectors,
             is_queued: false,
         }

@@ -74,6 +74,11 @@ impl Caps {
         self.copies = self.copies.max(most);
     }
 
+    /// How many answers are asked for, each of which has the limit: at least 1.
+    pub(super) fn answers(&self) -> u64 {
+        self.copies.max(1)
+    }
+
     /// The largest of all.
     pub(super) fn most(&self) -> Option<u64> {
         let most = self.all.iter().copied().max().flatten();
@@ -106,6 +111,6 @@ impl Caps {
     }
 
     fn times(&self, most: Option<u64>) -> Option<u64> {
-        most.map(|most| most.saturating_mul(self.copies.max(1)))
+        most.map(|most| most.saturating_mul(self.answers()))
     }
 }

@@ -82,7 +82,10 @@ pub fn changed(
     }
     if let Some(most) = wanted.tokens_max {
         let names = wanted.cap_names;
-        change.tokens(call.tokens_max_of(surface, names), most, names)?;
+        let is_so = call.tokens_max_of(surface, names).is_some_and(|now| now <= most);
+        if !is_so {
+            change.tokens(most, call.caps.answers(), names)?;
+        }
     }
     if wanted.takes_tools && call.tools.iter().any(|name| (wanted.takes_tool)(name)) {
         change.tools(wanted.takes_tool)?;
@@ -225,10 +228,10 @@ impl Change<'_> {
         Ok(())
     }
 
-    fn tokens(&mut self, now: Option<u64>, most: u64, names: CapNames) -> Result<(), ChangeError> {
-        if now.is_some_and(|now| now <= most) {
-            return Ok(());
-        }
+    /// Has it limit its answers to `most` tokens together: of several, each has its part.
+    fn tokens(&mut self, together: u64, answers: u64, names: CapNames) -> Result<(), ChangeError> {
+        let most = together.checked_div(answers).filter(|most| *most > 0 || together == 0);
+        let most = most.ok_or(ChangeError::NotSo("that limit of tokens"))?;
         let places: &[&[&str]] = match self.surface {
             Surface::ChatCompletions if names == CapNames::Newer => {
                 &[&["max_completion_tokens"], &["max_tokens"]]
@@ -279,7 +282,6 @@ impl Change<'_> {
             self.edits.replace(at, value.as_bytes());
         }
         if !is_there {
-            // Of what answers are asked for several times, each has the limit.
             let (outer, name) = match places.first() {
                 Some([name]) => (None, *name),
                 Some([outer, name]) => (Some(*outer), *name),
@@ -297,7 +299,10 @@ impl Change<'_> {
                 }
             }
         }
-        self.told.push(format!("at most {most} tokens"));
+        self.told.push(match answers {
+            1 => format!("at most {most} tokens"),
+            _ => format!("at most {most} tokens in each of {answers} answers"),
+        });
         Ok(())
     }
 

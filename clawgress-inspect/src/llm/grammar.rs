@@ -116,12 +116,14 @@ const UNSHOWN: [&str; 28] = [
 
 /// What requests have at their root that a model is shown, by names that mean it in one dialect alone. In any letters: who takes it
 /// so, shows it.
-const ASIDE: [(&str, Node); 47] = [
+const ASIDE: [(&str, Node); 48] = [
     // Of llama.cpp.
     ("n_predict", N::Cap(Cap::NPredict)),
     ("input_prefix", N::Say(Role::User)),
     ("input_suffix", N::Say(Role::User)),
     ("input_extra", N::Documents),
+    // Of SGLang.
+    ("sampling_params", N::Config),
     ("response_format", N::Format),
     ("output_format", N::Format),
     // Of Ollama.
@@ -182,13 +184,16 @@ pub(super) const NO_TOOLS: [&str; 4] = ["cachePoint", DEFINITION, "container", "
 const ELSEWHERE: [&str; 5] = ["connector_id", "vector_store_ids", "fileSearch", "file_search", "retrieval"];
 
 /// The same of what configures an answer.
-const ASIDE_CONFIG: [&str; 6] = [
+const ASIDE_CONFIG: [&str; 9] = [
     "responseSchema",
     "response_schema",
     "responseJsonSchema",
     "response_json_schema",
     "_responseJsonSchema",
     "grammar",
+    "json_schema",
+    "regex",
+    "ebnf",
 ];
 
 // === impl Node ===
@@ -284,7 +289,7 @@ impl Node {
             N::Config if ASIDE_CONFIG.iter().any(|aside| name.eq_ignore_ascii_case(aside)) => {
                 N::Every(Provenance::ToolDefinition)
             }
-            // Of TGI.
+            // Of TGI and SGLang.
             N::Config if name.eq_ignore_ascii_case("max_new_tokens") => N::Cap(Cap::MaxNewTokens),
             // What one is that is offered on the way.
             N::Tool if name == DEFINITION => N::Tools,

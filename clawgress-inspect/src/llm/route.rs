@@ -126,6 +126,8 @@ const PROVIDERS: &[(&str, &str)] = &[
     ("aiplatform.googleapis.com", "vertex"),
     ("*-aiplatform.googleapis.com", "vertex"),
     ("aiplatform.*.rep.googleapis.com", "vertex"),
+    // Endpoints that have a host of their own.
+    ("*.prediction.vertexai.goog", "vertex"),
     ("bedrock-runtime.*.amazonaws.com", "bedrock"),
     ("bedrock-runtime-fips.*.amazonaws.com", "bedrock"),
     ("bedrock-runtime.*.amazonaws.com.cn", "bedrock"),
@@ -476,7 +478,10 @@ fn is_surface(words: &[&str]) -> bool {
 
 /// Gemini's and Vertex's paths end in `{model}:{verb}`.
 fn google(route: &mut Route, decoded: &[String], model: &str, verb: &str) {
+    // Of Anthropic at Vertex: the body names the model.
+    let counts = model.eq_ignore_ascii_case("count-tokens") && verb == "rawpredict";
     (route.surface, route.stream) = match verb {
+        "rawpredict" if counts => (Surface::CountTokens, Some(false)),
         "generatecontent" => (Surface::GenerateContent, Some(false)),
         "streamgeneratecontent" => (Surface::GenerateContent, Some(true)),
         "counttokens" => (Surface::CountTokens, Some(false)),
@@ -490,6 +495,7 @@ fn google(route: &mut Route, decoded: &[String], model: &str, verb: &str) {
     };
     let owner = decoded.iter().rev().nth(1).map(|segment| segment.to_ascii_lowercase());
     route.model = match owner.as_deref() {
+        _ if counts => None,
         Some("tunedmodels") => Some(format!("tunedModels/{model}")),
         Some("models" | "endpoints") => Some(model.to_owned()),
         // Of Cloud Code, the body names it.

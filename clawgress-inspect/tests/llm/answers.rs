@@ -133,7 +133,7 @@ const ROWS: &[Row] = &[
     // Reasoning is besides what these count as the answer.
     ("xai_chat_answer.json", "grok-4", Some([32, 103, 6, 0, 94]), "", "stop", ""),
     ("xai_chat_answer.sse", "grok-4", Some([32, 103, 6, 0, 94]), "", "stop", ""),
-    ("perplexity_chat_answer.json", "sonar-deep-research", Some([14, 370, 0, 0, 300]), "", "stop", ""),
+    ("perplexity_chat_answer.json", "sonar-deep-research", Some([34, 370, 0, 0, 300]), "", "stop", ""),
     ("perplexity_chat_answer.sse", "sonar-pro", Some([14, 6, 0, 0, 0]), "", "stop", ""),
     ("openai_images_answer.sse", "", Some([50, 50, 0, 0, 0]), "", "", ""),
     ("openai_speech_answer.sse", "", Some([14, 101, 0, 0, 0]), "", "", ""),

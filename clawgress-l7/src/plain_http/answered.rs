@@ -77,6 +77,9 @@ impl App {
         {
             passed = listing.push((granted, exchange), &mut rest, true);
         }
+        if let (Ok(()), Some(answer)) = (&passed, &mut context.answer) {
+            answer.edit(&mut rest, true);
+        }
         match passed {
             Ok(()) => rest,
             Err(reason) => {

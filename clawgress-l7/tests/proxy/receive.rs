@@ -10,6 +10,8 @@ use tokio::net::TcpStream;
 use crate::client::{Answer, Client};
 use crate::harness::{Gateway, Options, PATIENCE};
 use crate::http2;
+use crate::intercept::{HOST, Site as Reading};
+use crate::streams::server;
 use crate::upstream::{Seen, Upstream};
 
 const BASE: &str = r#"
@@ -560,6 +562,36 @@ async fn streams_of_http_2_are_judged_alike() {
     let denied = |r: &AuditRecord| r.reason.is_some();
     let outcome = site.record(RecordKind::Outcome, denied).await;
     assert_eq!((outcome.status, outcome.action.as_deref()), (Some(403), Some("receive")));
+}
+
+/// What waits for its end is edited at its end, also where that is told by trailers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ends_with_trailers_is_edited_too() {
+    const NET: &str = r#"
+@id("net") permit (principal, action == Action::"connect", resource) when { context.ip.isInRange(ip("127.1.0.0/16")) };
+@id("all") permit (principal == Agent::"web", action in [Action::"tls", Action::"http", Action::"llm", Action::"receive"], resource);
+"#;
+    const KEYS: &str = r#"
+@id("no-keys") forbid (principal, action == Action::"receive", resource) when { context.findings.contains("private_key") };
+"#;
+    let both: &'static str = format!("{NET}{KEYS}").leak();
+    for policy in [NET, both] {
+        let (upstream, pem) = server("127.1.0.1", HOST).await;
+        let port = upstream.address.port();
+        let more = format!("[[llm.server]]\nname = \"local\"\nurl = \"https://{HOST}:{port}\"\n");
+        let site = Reading::before(upstream, &pem, policy, &more).await;
+        let client = http2::inside(&site).await;
+        let request = http2::post(&site, "/v1/chat/completions").header("te", "trailers");
+        let request = request.header("content-type", "application/json").body(()).expect("request");
+        let body = br#"{"model":"m","messages":[{"role":"user","content":"Hi"}],"stream":true}"#;
+        let answer = client.ask(request, body).await.expect("answered");
+        let told = String::from_utf8_lossy(&answer.body);
+        assert!(told.contains("\"Hi\"") && told.ends_with("data: [DONE]\n"), "{told}");
+        assert!(!told.contains("usage"), "{told}");
+        assert_eq!(answer.trailers.get("grpc-status").expect("told"), "0");
+        let usage = site.record(RecordKind::Outcome, http2::at("/v1/chat/completions")).await.tokens.expect("counted");
+        assert_eq!((usage.input, usage.output), (1, 1));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

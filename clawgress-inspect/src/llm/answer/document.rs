@@ -3,11 +3,13 @@
 
 mod grammar;
 mod kept;
+mod parts;
 mod said;
 
 pub(in crate::llm) use grammar::is_over;
 use grammar::{is_repeat, is_sound, number};
 use kept::Kept;
+use parts::Parts;
 use said::{Choice, Said};
 
 use super::places::{is_call, own_tool, unpacked};
@@ -37,6 +39,8 @@ enum Node {
     Index,
     /// A tool that is asked for.
     Call,
+    /// The same, or its name alone.
+    Function,
     Usage,
     /// What counts of usage are made of; and which of them is of sound.
     Details(Count),
@@ -44,6 +48,9 @@ enum Node {
     Modalities(Count),
     Modality,
     OfModality,
+    /// Of Anthropic: what an answer is made of, request by request.
+    Iterations,
+    OfIteration(Count),
     Count(Count),
     /// What is counted of each of many answers: together.
     Sum(Count),
@@ -73,6 +80,9 @@ enum Node {
     Meta,
     /// Answers that count themselves.
     Results,
+    /// One of a batch.
+    Result,
+    Feedback,
     /// A document in base64.
     Packed,
 }
@@ -132,10 +142,7 @@ struct State {
     /// Whether it has `choices`, none of them, and a usage.
     has_no_choices: bool,
     has_usage: bool,
-    /// Of the usage at hand, which counts were added to: each usage counts anew.
-    summed: [bool; Count::ALL],
-    /// Of the count at hand that is of something: whether that is sound, and how many there are.
-    of_sound: (bool, u64),
+    parts: Parts,
     /// Whether its type says that its text is sound, of which no tokens are estimated.
     is_sound: bool,
     /// What is packed in it.
@@ -325,8 +332,7 @@ impl State {
             named: None,
             has_no_choices: false,
             has_usage: false,
-            summed: [false; Count::ALL],
-            of_sound: (false, 0),
+            parts: Parts::default(),
             is_sound: false,
             inner: None,
             depth,
@@ -345,19 +351,20 @@ impl State {
                 let is_within = self.frames.last().is_some_and(|frame| frame.node == Node::Usage);
                 if object && node == Node::Usage && !is_within {
                     // Of a stream that is one array, each document has its own.
-                    self.summed = [false; Count::ALL];
+                    self.parts = Parts::default();
                 }
                 let node = match node {
-                    Node::Text | Node::Name | Node::Type | Node::Done => Node::Skip,
+                    Node::Text | Node::Name | Node::Type | Node::Done | Node::OfIteration(_) => Node::Skip,
                     Node::Vectors => Node::Skip,
                     Node::Usage | Node::Details(_) | Node::Error if !object => Node::Skip,
                     Node::Top(_) if !object && !self.frames.is_empty() => Node::Turn,
+                    Node::Function => Node::Call,
                     Node::Choices if object => self.chooses(),
                     Node::Index => Node::Skip,
                     node => node,
                 };
-                if object && matches!(node, Node::Modalities(_)) {
-                    self.of_sound = (false, 0);
+                if object {
+                    self.parts.begin(node);
                 }
                 self.frames.push(Frame { node, is_object: object, is_empty: true });
             }
@@ -396,14 +403,18 @@ impl State {
                 self.inner = Some(Box::new(inner));
                 Scalar::Packed
             }
-            (node @ (Node::Count(_) | Node::Sum(_) | Node::OfModality | Node::Index), Kind::Word) => {
-                Scalar::Keep(node)
-            }
+            (
+                node
+                @ (Node::Count(_) | Node::Sum(_) | Node::OfModality | Node::OfIteration(_) | Node::Index),
+                Kind::Word,
+            ) => Scalar::Keep(node),
             (
                 Node::Skip
                 | Node::Count(_)
                 | Node::Sum(_)
                 | Node::OfModality
+                | Node::Iterations
+                | Node::OfIteration(_)
                 | Node::Index
                 | Node::Usage
                 | Node::Top(_),
@@ -519,13 +530,6 @@ impl State {
     fn close(&mut self) {
         let Some(frame) = self.frames.pop() else { return };
         self.choice.end(self.frames.len() + 1, frame.node == Node::Choices);
-        if let (Node::Modalities(count), true, (true, more)) = (frame.node, frame.is_object, self.of_sound)
-            && let Some(slot) = self.facts.counts.get_mut(count as usize)
-            && let Some(is_summed) = self.summed.get_mut(count as usize)
-        {
-            let before = if std::mem::replace(is_summed, true) { slot.unwrap_or_default() } else { 0 };
-            *slot = Some(before.saturating_add(more));
-        }
         if self.frames.len() == 1 && !frame.is_object && !frame.is_empty {
             self.has_no_choices = false;
         }
@@ -533,6 +537,9 @@ impl State {
         let here =
             |known: &mut Option<(usize, String)>| known.take_if(|(at, _)| *at == depth).map(|(_, text)| text);
         let (kind, name) = (here(&mut self.typed), here(&mut self.named));
+        if frame.is_object {
+            self.part(frame.node, kind.as_deref());
+        }
         let asked = match (frame.node, kind.as_deref(), name) {
             (Node::Call, _, Some(name)) => Some(name),
             (Node::Turn, Some(kind), Some(name)) => is_call(kind).then_some(name),
@@ -559,11 +566,12 @@ impl State {
                     *slot = Some(slot.unwrap_or_default().saturating_add(number));
                 }
             }
-            (Node::OfModality, Some(text)) => self.of_sound.1 = number(text).unwrap_or_default(),
-            (Node::Modality, Some(text)) => self.of_sound.0 = text.eq_ignore_ascii_case("audio"),
+            (Node::OfModality | Node::OfIteration(_) | Node::Modality, Some(text)) => {
+                self.parts.keep(node, text);
+            }
             (Node::Index, Some(text)) => self.choice.is(depth, number(text), self.said.as_mut()),
             (Node::Done, Some("true")) => self.facts.is_over = true,
-            (Node::Name, None) => self.facts.has_more_tools = true,
+            (Node::Name | Node::Function, None) => self.facts.has_more_tools = true,
             (_, Some("") | None) => {}
             (Node::Model, Some(text)) => self.facts.model = Some(text.to_owned()),
             (Node::Finish, Some(text)) => self.facts.finish = Some(text.to_owned()),
@@ -574,7 +582,7 @@ impl State {
                 // Ollama says it in words.
                 self.facts.error.get_or_insert_with(|| "error".to_owned());
             }
-            (Node::Name, Some(text)) => {
+            (Node::Name | Node::Function, Some(text)) => {
                 let is_plain = !text.chars().any(char::is_control);
                 self.facts.has_more_tools |= !is_plain;
                 self.named = Some((depth, text.to_owned()));

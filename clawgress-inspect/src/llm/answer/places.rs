@@ -23,12 +23,26 @@ pub(in crate::llm) fn is_turn(name: &str) -> bool {
             | "generations"
             | "step"
             | "steps"
+            // Of a run of OpenAI's that waits for tools, and of an agent of Bedrock's.
+            | "required_action"
+            | "submit_tool_outputs"
+            | "returnControl"
+            | "invocationInputs"
     )
 }
 
 /// Whether a member of this name holds the tools that a model asks for.
 pub(in crate::llm) fn is_calls(name: &str) -> bool {
-    matches!(name, "tool_calls" | "tool_call_delta" | "toolUse" | "functionCall" | "function_call")
+    matches!(
+        name,
+        "tool_calls"
+            | "tool_call_delta"
+            | "toolUse"
+            | "functionCall"
+            | "function_call"
+            | "functionInvocationInput"
+            | "apiInvocationInput"
+    )
 }
 
 /// Whether a member of this name wraps a document.

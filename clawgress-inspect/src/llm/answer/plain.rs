@@ -150,6 +150,7 @@ fn is_looked_at(name: &[u8]) -> bool {
             | b"outputs"
             | b"partial_json"
             | b"response"
+            | b"returnControl"
             | b"start"
             | b"stopReason"
             | b"tool_call_delta"

@@ -54,6 +54,24 @@ fn what_was_sent_of_a_broken_stream_is_estimated() {
     assert!((30..=60).contains(&answer.output_estimated), "{}", answer.output_estimated);
 }
 
+/// Of a prompt that is not answered, what it counted is all there is.
+#[test]
+fn a_prompt_that_is_blocked_is_counted() {
+    let event = "data: {\"promptFeedback\":{\"blockReason\":\"SAFETY\"},\"usageMetadata\":{\"promptTokenCount\":8,\"totalTokenCount\":8}}\n\n";
+    let answer = read(Format::EventStream, event.as_bytes());
+    assert_eq!((answer.finish.as_deref(), answer.is_partial), (Some("SAFETY"), false));
+    assert_eq!(answer.usage.map(|usage| (usage.input, usage.output)), Some((8, 0)));
+}
+
+/// Another model's tokens have other prices: what they cost is not sure.
+#[test]
+fn advice_of_another_model_counts_and_is_partial() {
+    let body = br#"{"usage":{"input_tokens":20,"output_tokens":10,"iterations":[{"type":"message","input_tokens":20,"output_tokens":10},{"type":"advisor_message","model":"claude-opus-5","input_tokens":300,"output_tokens":40}]}}"#;
+    let answer = read(Format::Json, body);
+    let usage = answer.usage.expect("counted");
+    assert_eq!((usage.input, usage.output, answer.is_partial), (320, 50, true));
+}
+
 /// What is counted on the way is not the bill, unless it is over.
 #[test]
 fn running_counts_of_what_was_cut_are_partial() {
@@ -191,6 +209,16 @@ fn counts_that_stand_elsewhere_are_counted_once() {
         (
             r#"{"prompt_tokens":33,"completion_tokens":7163,"total_tokens":7196,"reasoning_tokens":73997}"#,
             [33, 81160, 0, 0, 73997],
+        ),
+        // Where it has read for its answer, reasoning is besides, however little, and what was read is put in.
+        (
+            r#"{"prompt_tokens":14,"completion_tokens":7000,"total_tokens":7014,"reasoning_tokens":5000,"citation_tokens":20000}"#,
+            [20014, 12000, 0, 0, 5000],
+        ),
+        // What Anthropic asks itself, so that a context gets shorter, is not in the usage around it; its turns are.
+        (
+            r#"{"input_tokens":23000,"output_tokens":1000,"iterations":[{"type":"compaction","input_tokens":180000,"output_tokens":3500,"cache_read_input_tokens":7,"cache_creation_input_tokens":20},{"input_tokens":23000,"output_tokens":1000,"type":"message"},{"input_tokens":5,"output_tokens":6,"type":"compaction"}]}"#,
+            [203_032, 4506, 7, 20, 0],
         ),
         // What gateways say in OpenAI's words of Anthropic's caches is within the prompt.
         (

@@ -110,8 +110,15 @@ fn limits_are_lowered_in_each_dialect() {
     let less = r#"{"model":"m","messages":[],"max_tokens":7}"#;
     check(Surface::ChatCompletions, &most, less, less);
     change(r#"{"model":"m","input":"a"}"#, Surface::Embeddings, &most).expect_err("it has none");
-    change(r#"{"model":"m","messages":[],"max_tokens":100,"n":3}"#, Surface::ChatCompletions, &most)
-        .expect_err("three answers of a hundred");
+    // Three answers have a hundred together.
+    check(
+        Surface::ChatCompletions,
+        &most,
+        r#"{"model":"m","messages":[],"max_tokens":100,"n":3}"#,
+        r#"{"model":"m","messages":[],"max_tokens":33,"n":3}"#,
+    );
+    change(r#"{"model":"m","messages":[],"n":101}"#, Surface::ChatCompletions, &most)
+        .expect_err("not one for each");
 }
 
 #[test]

@@ -113,6 +113,20 @@ const ROWS: &[Row] = &[
         Some(true),
     ),
     (
+        "us-east5-aiplatform.googleapis.com/v1/projects/p/locations/l/publishers/anthropic/models/count-tokens:rawPredict",
+        "vertex",
+        S::CountTokens,
+        "",
+        Some(false),
+    ),
+    (
+        "12.us-central1-34.prediction.vertexai.goog/v1/projects/p/locations/l/endpoints/12:predict",
+        "vertex",
+        S::Predict,
+        "12",
+        Some(false),
+    ),
+    (
         "aiplatform.us.rep.googleapis.com/v1/projects/p/locations/l/publishers/google/models/g:predict",
         "vertex",
         S::Predict,

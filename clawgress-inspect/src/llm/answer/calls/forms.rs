@@ -41,10 +41,18 @@ impl Calls {
             self.content(message.member("content"));
         }
         self.content(root.member("content"));
-        if let Some(inner) = root.member("response").filter(|inner| !inner.members().is_empty())
-            && depth < WRAPPED_MAX
-        {
-            self.wrapped(inner, (depth + 1, may_pack));
+        self.waiting(root);
+        if depth < WRAPPED_MAX {
+            let result = root.member("result").and_then(|result| result.member("message"));
+            let inner = [root.member("response"), root.member("body"), result];
+            for inner in inner.into_iter().flatten().filter(|inner| !inner.members().is_empty()) {
+                self.wrapped(inner, (depth + 1, may_pack));
+            }
+            // What is listed: items of a conversation, or answers that were kept.
+            for listed in root.member("data").map(Value::items).unwrap_or_default() {
+                self.item(listed);
+                self.wrapped(listed, (depth + 1, may_pack));
+            }
         }
         if is_end(root) {
             self.close(|_| true);
@@ -260,6 +268,23 @@ impl Calls {
         }
     }
 
+    /// Of what waits for its client's tools: a run of OpenAI's, an agent of Bedrock's.
+    fn waiting(&mut self, root: &Value) {
+        let action = root.member("required_action").and_then(|action| action.member("submit_tool_outputs"));
+        self.whole_calls(action.and_then(|action| action.member("tool_calls")));
+        let asked = root.member("returnControl").and_then(|control| control.member("invocationInputs"));
+        for input in asked.map(Value::items).unwrap_or_default() {
+            for (kind, name) in [("functionInvocationInput", "function"), ("apiInvocationInput", "apiPath")] {
+                let Some(call) = input.member(kind) else { continue };
+                let name = call.member(name).and_then(Value::text).filter(|name| !name.is_empty());
+                match (name, returned_arguments(call)) {
+                    (Some(name), Some(arguments)) => self.whole_call(name, Some(&arguments), false),
+                    _ => self.fail(CallsError::Form),
+                }
+            }
+        }
+    }
+
     /// Arguments that are said again, all of them: of whom looks at these.
     fn again(&mut self, key: Key, full: &Value, is_text: bool) {
         let names = self.open.iter().find(|open| open.key == key).map(|open| open.name.readings());
@@ -353,6 +378,20 @@ fn function<'a>(call: &'a Value, id: Option<&'a str>) -> Part<'a> {
     let arguments =
         ["arguments", "args", "input", "parameters"].into_iter().find_map(|name| call.member(name));
     Part { id, name: call.member("name").and_then(Value::text), arguments, is_text: false }
+}
+
+/// What an agent of Bedrock's asks a tool for: its parameters by their names, and of an API how it is asked; `None` if two of
+/// them have one name.
+fn returned_arguments(call: &Value) -> Option<Value> {
+    let parameters = call.member("parameters").map(Value::items).unwrap_or_default();
+    let by_name = parameters.iter().filter_map(|parameter| {
+        Some((parameter.member("name")?.text()?.to_owned(), parameter.member("value")?.clone()))
+    });
+    let asked = |(name, _): &&(String, Value)| matches!(name.as_str(), "httpMethod" | "requestBody");
+    let mut all: Vec<_> = by_name.chain(call.members().iter().filter(asked).cloned()).collect();
+    all.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let is_clear = all.windows(2).all(|two| matches!(two, [(one, _), (other, _)] if one != other));
+    is_clear.then_some(Value::Object(all))
 }
 
 fn kind(value: &Value) -> Option<&str> {

@@ -89,6 +89,46 @@ fn later_dialects() -> Vec<(&'static str, Format, Vec<u8>, Vec<&'static str>)> {
             ]),
             vec!["sh {\"x\":1}"],
         ),
+        (
+            "an agent of Bedrock's",
+            Format::Amazon,
+            amazon(
+                r#"{"invocationId":"i","returnControl":{"invocationInputs":[{"functionInvocationInput":{"actionGroup":"g","function":"rm","parameters":[{"name":"x","type":"string","value":"1"}]}},{"apiInvocationInput":{"apiPath":"/rows","httpMethod":"DELETE"}}]}}"#,
+            ),
+            vec![r#"rm {"x":"1"}"#, r#"/rows {"httpMethod":"DELETE"}"#],
+        ),
+        (
+            "a run",
+            Format::Json,
+            br#"{"object":"thread.run","status":"requires_action","required_action":{"type":"submit_tool_outputs","submit_tool_outputs":{"tool_calls":[{"id":"c","type":"function","function":{"name":"sh","arguments":"{}"}}]}}}"#
+                .to_vec(),
+            vec!["sh {}"],
+        ),
+        (
+            "items of a conversation",
+            Format::Json,
+            br#"{"object":"list","data":[{"type":"message","content":[{"type":"output_text","text":"a"}]},{"type":"function_call","name":"sh","arguments":"{}"}]}"#
+                .to_vec(),
+            vec!["sh {}"],
+        ),
+        (
+            "chats that were kept",
+            Format::Json,
+            br#"{"object":"list","data":[{"choices":[{"index":0,"message":{"tool_calls":[{"function":{"name":"sh","arguments":"{}"}}]}}]}]}"#
+                .to_vec(),
+            vec!["sh {}"],
+        ),
+        (
+            "batches",
+            Format::Lines,
+            [
+                r#"{"custom_id":"1","response":{"status_code":200,"body":{"choices":[{"message":{"tool_calls":[{"function":{"name":"sh","arguments":"{}"}}]}}]}}}"#,
+                r#"{"custom_id":"2","result":{"type":"succeeded","message":{"content":[{"type":"tool_use","name":"ls","input":{}}]}}}"#,
+            ]
+            .join("\n")
+            .into_bytes(),
+            vec!["sh {}", "ls {}"],
+        ),
     ]
 }
 

@@ -12,13 +12,20 @@ impl Node {
             Node::Top(more) => top(name, more),
             Node::Turn => turn(name),
             Node::Call => match name {
-                "name" => Node::Name,
-                "function" | "custom" => Node::Call,
+                "name" | "apiPath" => Node::Name,
+                "function" => Node::Function,
+                "custom" => Node::Call,
                 "arguments" | "args" | "input" | "parameters" => Node::Arguments,
                 _ => Node::Skip,
             },
             Node::Spoken if name == "transcript" => Node::Text,
             Node::Items if name == "embedding" => Node::Vectors,
+            // Of what is listed, the number is no answer's beside another.
+            Node::Items if name == "index" => Node::Skip,
+            Node::Items => turn(name),
+            Node::Result if name == "message" => Node::Top(0),
+            // Why Gemini does not answer a prompt.
+            Node::Feedback if name == "blockReason" => Node::Finish,
             Node::Predictions if name == "embeddings" => Node::Predictions,
             Node::Predictions if name == "values" => Node::Vectors,
             Node::Predictions if name == "statistics" => Node::Statistics,
@@ -34,6 +41,14 @@ impl Node {
                 "cached_tokens" => Node::Count(Count::Cached),
                 "cache_write_tokens" => Node::Count(Count::CacheWritten),
                 "reasoning_tokens" => Node::Count(Count::Reasoning),
+                _ => Node::Skip,
+            },
+            Node::Iterations => match name {
+                "type" => Node::Type,
+                "input_tokens" => Node::OfIteration(Count::OwnInput),
+                "cache_read_input_tokens" => Node::OfIteration(Count::OwnCached),
+                "cache_creation_input_tokens" => Node::OfIteration(Count::OwnCacheWritten),
+                "output_tokens" => Node::OfIteration(Count::OwnOutput),
                 _ => Node::Skip,
             },
             Node::Modalities(_) => match name {
@@ -57,6 +72,10 @@ fn top(name: &str, more: u8) -> Node {
         // What wraps a document; or the text itself, of Ollama.
         name if more > 0 && is_wrap(name) => Node::Top(more - 1),
         "results" => Node::Results,
+        // Of a batch: of Anthropic, and of OpenAI within the response.
+        "result" => Node::Result,
+        "promptFeedback" => Node::Feedback,
+        "body" if more == 0 => Node::Top(0),
         "error" => Node::Error,
         name if is_packed(name) => Node::Packed,
         "done" => Node::Done,
@@ -126,6 +145,8 @@ fn usage(name: &str) -> Node {
         "toolUsePromptTokenCount" | "total_tool_use_tokens" => Count::ToolPrompt,
         "reasoning_tokens" => Count::Reasoning,
         "thoughtsTokenCount" | "total_thought_tokens" => Count::Thoughts,
+        "citation_tokens" => Count::Citations,
+        "iterations" => return Node::Iterations,
         // What Cohere bills; and what else is said of counts.
         "billed_units" => return Node::Usage,
         // Those in the singular are of realtime conversations and of transcriptions.
