@@ -32,6 +32,10 @@ pub struct ModelCall<'a> {
     pub tools: &'a [String],
     /// How much is attached: images, sounds and files.
     pub attachments: u32,
+    /// Of them, those that say or show that they are images.
+    pub images: u32,
+    /// Bytes of all that are sent, without base64: of those that the server fetches or has, none.
+    pub attachment_bytes: u64,
     /// What signs of somebody who steers the model weigh together, of 100.
     pub prompt_score: u32,
     /// Whether no price is known of the model.
@@ -150,6 +154,8 @@ pub(crate) enum Attribute {
     LlmEndUser,
     LlmStore,
     LlmPartial,
+    LlmImages,
+    LlmAttachmentBytes,
     ToolServer,
     ToolMethod,
     ToolName,
@@ -239,6 +245,8 @@ impl Attribute {
                 A::LlmEndUser,
                 A::LlmStore,
                 A::LlmPartial,
+                A::LlmImages,
+                A::LlmAttachmentBytes,
                 A::Findings,
             ],
             ActionKind::Tool => &[
@@ -301,6 +309,8 @@ impl Attribute {
             Attribute::LlmEndUser => (Some("llm"), "end_user"),
             Attribute::LlmStore => (Some("llm"), "store"),
             Attribute::LlmPartial => (Some("llm"), "partial"),
+            Attribute::LlmImages => (Some("llm"), "images"),
+            Attribute::LlmAttachmentBytes => (Some("llm"), "attachment_bytes"),
             Attribute::ToolServer => (Some("tool"), "server"),
             Attribute::ToolMethod => (Some("tool"), "method"),
             Attribute::ToolName => (Some("tool"), "name"),
@@ -378,6 +388,8 @@ impl Attribute {
             Attribute::LlmEndUser => Told::Str(call.end_user),
             Attribute::LlmStore => Told::Bool(call.store),
             Attribute::LlmPartial => Told::Bool(call.partial),
+            Attribute::LlmImages => long(call.images.into()),
+            Attribute::LlmAttachmentBytes => long(call.attachment_bytes),
             Attribute::Findings => Told::Strings(call.findings),
             _ => return None,
         })

@@ -325,6 +325,8 @@ fn what_is_said_is_judged_as_the_guide_says() {
         surface: "chat_completions",
         tokens_max: Some(1_000),
         attachments: 0,
+        images: 0,
+        attachment_bytes: 0,
         prompt_score: 0,
         unpriced: false,
         tool_choice: "",

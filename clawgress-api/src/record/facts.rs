@@ -171,6 +171,12 @@ pub struct ModelFacts {
     /// Images, sounds and files.
     #[serde(default)]
     pub attachments: u32,
+    /// Of them, images; absent where an earlier version recorded it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<u32>,
+    /// Bytes of all that are sent; likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment_bytes: Option<u64>,
     /// What signs of somebody who steers the model weigh together, of 100.
     #[serde(default, skip_serializing_if = "is_none_of")]
     pub prompt_score: u32,

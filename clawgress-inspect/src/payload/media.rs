@@ -191,6 +191,13 @@ impl Claims {
             && matches!(&*self.media_type, "multipart/form-data" | "multipart/mixed")
     }
 
+    /// Whether it is said to be messages of Protocol Buffers, alone or in frames of gRPC: what is in them only their server knows.
+    #[must_use]
+    pub fn is_protobuf(&self) -> bool {
+        let subtype = self.media_type.strip_prefix("application/").unwrap_or_default();
+        subtype.starts_with("grpc") && subtype != "grpc+json" || subtype.ends_with("protobuf")
+    }
+
     /// Has it read as a stream of events besides, whatever is said of it: some clients look at nothing else.
     #[must_use]
     pub fn as_events(self) -> Claims {

@@ -106,7 +106,7 @@ impl Body {
             PayloadNeed::default()
         };
         said.looked = need.look();
-        let before = calling.as_ref().and_then(Calling::before);
+        let before = calling.as_ref().and_then(|calling| calling.before(claims.is_protobuf()));
         // What streams may turn out to be a call as long as it comes.
         said.is_call_known = calling.is_some();
         said.call = before.map(Arc::new);
@@ -237,6 +237,7 @@ impl Body {
             let found = self.said.findings.iter().map(String::as_str).chain(assessment.findings());
             let mut facts = calling.facts(call.call(), assessment.score, found);
             self.inspector.iter().filter_map(Inspector::rules).for_each(|rules| facts.held_against(rules));
+            facts.stays_partial(self.said.call.as_deref());
             if let Some(copy) = &self.copy {
                 let surface = calling.route.as_ref().map_or(Surface::Other, |route| route.surface);
                 facts.count(&gateway.calls, surface, copy);

@@ -61,6 +61,8 @@ pub struct Facts {
     stream: bool,
     tools: Vec<String>,
     attachments: u32,
+    images: u32,
+    attachment_bytes: u64,
     prompt_score: u32,
     unpriced: bool,
     tool_choice: String,
@@ -313,9 +315,9 @@ impl Calling {
         }
     }
 
-    /// What is known of it before its body is.
+    /// What is known of it before its body is, which may be one that `only_its_server_reads`.
     #[must_use]
-    pub fn before(&self) -> Option<Facts> {
+    pub fn before(&self, only_its_server_reads: bool) -> Option<Facts> {
         let names_later = |route: &Route| match self.opens {
             // Each message is the call, or the first: nothing goes on before it is judged.
             Some(Dialect::Responses) => true,
@@ -330,7 +332,7 @@ impl Calling {
         };
         facts.names(route.model.clone().unwrap_or_default());
         facts.stream = route.surface == Surface::Realtime;
-        facts.partial = matches!(route.surface, Surface::Batches | Surface::Files);
+        facts.partial = matches!(route.surface, Surface::Batches | Surface::Files) || only_its_server_reads;
         facts.unpriced = !self.is_priced(&facts);
         Some(facts)
     }
@@ -360,6 +362,8 @@ impl Calling {
             stream: stream.unwrap_or_else(|| surface.streams_by_default()),
             tools: call.tools.clone(),
             attachments: call.attachments.count,
+            images: call.attachments.images,
+            attachment_bytes: call.attachments.bytes,
             prompt_score,
             tool_choice: match &call.tool_choice {
                 Choice::Named(name) => name.clone(),
@@ -450,6 +454,11 @@ impl Facts {
         self.stream
     }
 
+    /// What nobody could read by its head, nobody did.
+    pub fn stays_partial(&mut self, before: Option<&Facts>) {
+        self.partial |= before.is_some_and(|before| before.partial);
+    }
+
     /// What policy is asked.
     #[must_use]
     pub fn operation<'a>(&'a self, admitted: &'a Admitted) -> Operation<'a> {
@@ -465,6 +474,8 @@ impl Facts {
             stream: self.stream,
             tools: &self.tools,
             attachments: self.attachments,
+            images: self.images,
+            attachment_bytes: self.attachment_bytes,
             prompt_score: self.prompt_score,
             unpriced: self.unpriced,
             tool_choice: &self.tool_choice,
@@ -489,6 +500,8 @@ impl Facts {
             tools: self.tools.iter().take(TOOLS_TOLD).cloned().collect(),
             tools_count: self.tools.len() as u64,
             attachments: self.attachments,
+            images: Some(self.images),
+            attachment_bytes: Some(self.attachment_bytes),
             prompt_score: self.prompt_score,
             unpriced: self.unpriced,
             tool_choice: Some(self.tool_choice.clone()),

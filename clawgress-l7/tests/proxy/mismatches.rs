@@ -106,6 +106,8 @@ async fn what_a_provider_calls_otherwise_is_looked_at() {
         // Other types than a call's are none's business, and neither is what is no document.
         ("/v1/evals", json, r#"{"stream":"x","items":[1]}"#.to_owned(), true),
         ("/v1/other", "audio/wav", "RIFF....".to_owned(), true),
+        // What may be a call that nobody but its server can read, has been looked at by nobody.
+        ("/v1.PredictionService/GenerateContent", "application/grpc", "\0\0\0\0\u{3}abc".to_owned(), false),
         ("/v1/other", json, r#"{"tools":[],"tools":[1]}"#.to_owned(), false),
         ("/v1/files", "application/octet-stream", "-----BEGIN PRIVATE KEY-----".to_owned(), false),
         ("/v1/batches", json, "{}".to_owned(), false),

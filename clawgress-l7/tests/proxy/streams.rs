@@ -279,20 +279,7 @@ async fn answer(request: Request<RecvStream>, mut response: SendResponse<Bytes>,
             }
             let _ = sender.send_trailers(trailers);
         }
-        "/v1/chat/completions" => {
-            let head =
-                Response::builder().header("content-type", "text/event-stream").body(()).expect("head");
-            let Ok(mut sender) = response.send_response(head, false) else { return };
-            let said =
-                r#"{"model":"m","choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}]}"#;
-            let usage = r#"{"model":"m","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#;
-            // The last event ends with the stream.
-            let all = format!("data: {said}\n\ndata: {usage}\n\ndata: [DONE]\n");
-            let _ = send(&mut sender, all.as_bytes()).await;
-            let mut trailers = HeaderMap::new();
-            trailers.insert("grpc-status", "0".parse().expect("value"));
-            let _ = sender.send_trailers(trailers);
-        }
+        "/v1/chat/completions" => said_before_trailers(&mut response).await,
         "/bare-trailers" => {
             let head = Response::builder().header("content-length", 0).body(()).expect("head");
             let Ok(mut sender) = response.send_response(head, false) else { return };
@@ -328,6 +315,19 @@ async fn answer(request: Request<RecvStream>, mut response: SendResponse<Bytes>,
             }
         }
     }
+}
+
+/// What a model says, whose last event ends with trailers.
+async fn said_before_trailers(response: &mut SendResponse<Bytes>) {
+    let head = Response::builder().header("content-type", "text/event-stream").body(()).expect("head");
+    let Ok(mut sender) = response.send_response(head, false) else { return };
+    let said = r#"{"model":"m","choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}]}"#;
+    let usage = r#"{"model":"m","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#;
+    let all = format!("data: {said}\n\ndata: {usage}\n\ndata: [DONE]\n");
+    let _ = send(&mut sender, all.as_bytes()).await;
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", "0".parse().expect("value"));
+    let _ = sender.send_trailers(trailers);
 }
 
 /// A tunnel's stream, as its client has it.

@@ -98,6 +98,8 @@ impl Asked {
                 tokens_estimated: 3_000,
                 tokens_max: Some(4_096),
                 attachments: 0,
+                images: 0,
+                attachment_bytes: 0,
                 prompt_score: 0,
                 unpriced: false,
                 tool_choice: "",

@@ -221,6 +221,8 @@ fn calls<'a>(host: &'a Host, (provider, model): (&'a str, &'a str)) -> [Vec<Oper
             stream: false,
             tools: &[],
             attachments: 0,
+            images: 0,
+            attachment_bytes: 0,
             prompt_score: 0,
             unpriced: false,
             tool_choice: "",

@@ -34,6 +34,12 @@ pub struct CaseCall {
     /// How much is attached.
     #[serde(default)]
     pub attachments: u32,
+    /// Of that, images.
+    #[serde(default)]
+    pub images: u32,
+    /// Bytes of what is attached.
+    #[serde(default)]
+    pub attachment_bytes: u64,
     /// What signs of somebody who steers the model weigh together, of 100.
     #[serde(default)]
     pub prompt_score: u32,
@@ -98,6 +104,8 @@ impl CaseCall {
             stream: self.stream.unwrap_or_else(|| streams_by_default(surface)),
             tools: &self.tools,
             attachments: self.attachments,
+            images: self.images,
+            attachment_bytes: self.attachment_bytes,
             prompt_score: self.prompt_score,
             unpriced: self.unpriced,
             tool_choice: &self.tool_choice,

@@ -439,6 +439,7 @@ fn calls_differ_by_what_is_said_of_them() {
     };
     assert_eq!(turns("context.llm.store"), ["kept", "of responses"]);
     assert_eq!(turns("context.llm.partial"), ["partial"]);
+    assert_eq!(turns("context.llm.images >= 7"), ["7 tokens", "8 tokens"]);
     assert_eq!(turns("context.llm.stream"), ["of ollama_chat", "streams"]);
     assert_eq!(turns("context.llm.end_user == \"bob\""), ["choice of tools or user bob"]);
     assert_eq!(turns("context.llm.surface == \"embeddings\""), ["of embeddings"]);

@@ -187,6 +187,8 @@ impl Things {
                 tokens_estimated: random.below(900) as u64,
                 tokens_max: random.one_in(2).then(|| random.below(900) as u64),
                 attachments: random.below(3) as u32,
+                images: random.below(3) as u32,
+                attachment_bytes: random.below(900) as u64,
                 prompt_score: random.below(101) as u32,
                 unpriced: random.one_in(2),
                 tool_choice: random.pick(&["", "auto", "email"]),

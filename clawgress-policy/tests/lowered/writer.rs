@@ -243,6 +243,8 @@ impl Writer<'_> {
                 "context.llm.tokens_estimated",
                 "context.llm.tokens_max",
                 "context.llm.attachments",
+                "context.llm.images",
+                "context.llm.attachment_bytes",
                 "context.llm.prompt_score",
             ],
             "send" => &["context.port", "context.bytes"],

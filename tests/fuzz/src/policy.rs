@@ -147,6 +147,8 @@ impl Said {
                 tokens_estimated: 16_001,
                 tokens_max: Some(4_096),
                 attachments: 1,
+                images: 1,
+                attachment_bytes: 2_000,
                 prompt_score: 70,
                 unpriced: false,
                 tool_choice: "auto",

@@ -141,7 +141,9 @@ fn calls_of_models_are_asked_about_where_a_guard_names_them() {
         tokens_max: None,
         stream: true,
         tools: &shell,
-        attachments: 1,
+        attachments: 3,
+        images: 1,
+        attachment_bytes: 2_000,
         prompt_score: 40,
         unpriced: true,
         tool_choice: "auto",
@@ -185,6 +187,8 @@ fn calls_of_models_are_asked_about_where_a_guard_names_them() {
     for (asks, other) in [
         ("!context.llm.store", ModelCall { store: false, ..call }),
         ("!context.llm.partial", ModelCall { partial: false, ..call }),
+        ("context.llm.images == 0", ModelCall { images: 0, ..call }),
+        ("context.llm.attachment_bytes < 2000", ModelCall { attachment_bytes: 1_999, ..call }),
         ("context.llm.end_user like \"acme/*\"", ModelCall { end_user: "acme/7", ..call }),
         ("context.llm.tool_choice != \"auto\"", ModelCall { tool_choice: "", ..call }),
     ] {
@@ -317,6 +321,8 @@ fn what_is_in_a_call_that_nobody_reads_decides_or_not() {
         stream: true,
         tools: &[],
         attachments: 0,
+        images: 0,
+        attachment_bytes: 0,
         prompt_score: 0,
         unpriced: true,
         tool_choice: "",

@@ -345,6 +345,8 @@ impl<'a> HeldCall<'a> {
             stream: self.stream,
             tools: self.tools,
             attachments: self.attachments,
+            images: self.images.unwrap_or_default(),
+            attachment_bytes: self.attachment_bytes.unwrap_or_default(),
             prompt_score: self.prompt_score,
             unpriced: self.unpriced,
             tool_choice: self.tool_choice.unwrap_or_default(),
@@ -362,12 +364,16 @@ impl<'a> HeldCall<'a> {
         let said = [Attribute::LlmToolChoice, Attribute::LlmEndUser, Attribute::LlmStore];
         let said = (Attributes::of(&said), "what it says of tools, users and keeping");
         let partial = (Attributes::of(&[Attribute::LlmPartial]), "whether its server had more of it");
+        let attached = Attributes::of(&[Attribute::LlmImages, Attribute::LlmAttachmentBytes]);
+        let attached = (attached, "what kinds of things were attached, and how many bytes");
+        let is_attached_told = self.images.is_some() && self.attachment_bytes.is_some();
         let is_said = [self.tool_choice.is_some(), self.end_user.is_some(), self.store.is_some()];
         tools
             .into_iter()
             .chain(self.findings.is_none().then_some(findings))
             .chain(is_said.contains(&false).then_some(said))
             .chain(self.partial.is_none().then_some(partial))
+            .chain((!is_attached_told).then_some(attached))
             .collect()
     }
 }

@@ -96,6 +96,10 @@ pub struct HeldCall<'a> {
     pub has_more_tools: bool,
     /// How much is attached.
     pub attachments: u32,
+    /// Of that, images, if that is told.
+    pub images: Option<u32>,
+    /// Bytes of what is attached, likewise.
+    pub attachment_bytes: Option<u64>,
     /// What signs of somebody who steers the model weigh.
     pub prompt_score: u32,
     /// Whether no price is known.

@@ -56,6 +56,8 @@ fn of_model<'a>(host: &'a Host, (provider, model): (&'a str, &'a str), calls: &'
                 stream: content.stream.unwrap_or_else(|| streams_by_default(surface)),
                 tools: &content.words,
                 attachments: small,
+                images: small,
+                attachment_bytes: content.number,
                 prompt_score: small,
                 unpriced: false,
                 tool_choice: &content.name,

@@ -39,6 +39,12 @@ pub struct Supposing {
     /// How much is attached.
     #[arg(long, value_name = "NUMBER", requires = "provider", help_heading = OF_MODEL)]
     attachments: Option<u32>,
+    /// Of that, images.
+    #[arg(long, value_name = "NUMBER", requires = "provider", help_heading = OF_MODEL)]
+    images: Option<u32>,
+    /// Bytes of what is attached.
+    #[arg(long, value_name = "BYTES", requires = "provider", help_heading = OF_MODEL)]
+    attachment_bytes: Option<u64>,
     /// What signs of somebody who steers the model weigh together, of 100.
     #[arg(long, value_name = "NUMBER", requires = "provider", help_heading = OF_MODEL)]
     prompt_score: Option<u32>,
@@ -139,6 +145,8 @@ impl Supposing {
             stream: self.wants_stream,
             tools: self.offers.clone(),
             attachments: self.attachments.unwrap_or(0),
+            images: self.images.unwrap_or(0),
+            attachment_bytes: self.attachment_bytes.unwrap_or(0),
             prompt_score: self.prompt_score.unwrap_or(0),
             unpriced: self.unpriced,
             tool_choice: self.tool_choice.clone().unwrap_or_default(),

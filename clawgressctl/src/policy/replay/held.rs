@@ -96,6 +96,8 @@ fn call(facts: &ModelFacts) -> HeldCall<'_> {
         tools: &facts.tools,
         has_more_tools: facts.tools_count > facts.tools.len() as u64,
         attachments: facts.attachments,
+        images: facts.images,
+        attachment_bytes: facts.attachment_bytes,
         prompt_score: facts.prompt_score,
         unpriced: facts.unpriced,
         tool_choice: facts.tool_choice.as_deref(),

@@ -222,7 +222,10 @@ fn calls_are_asked_again_by_what_is_told_of_them() {
     assert_eq!(replay(&posted(&agent, &of_llm, calling(told)), &kept), Replayed::Same);
     let partial = text.replace("tokens_estimated <= 100", "partial");
     undecidable(&posted(&agent, &of_llm, calling(told)), &partial, "server had more");
-    let told = HeldCall { partial: Some(true), ..told };
+    let images = text.replace("tokens_estimated <= 100", "images == 1");
+    undecidable(&posted(&agent, &of_llm, calling(told)), &images, "kinds of things were attached");
+    let told = HeldCall { partial: Some(true), images: Some(1), attachment_bytes: Some(9), ..told };
+    assert_eq!(replay(&posted(&agent, &of_llm, calling(told)), &images), Replayed::Same);
     assert_eq!(replay(&posted(&agent, &of_llm, calling(told)), &partial), Replayed::Same);
     // What was looked for and is not told, was none; what nobody looked for, may have been.
     let plain =
