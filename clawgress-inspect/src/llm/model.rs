@@ -148,6 +148,20 @@ mod tests {
             ("meta-llama/Llama-3.3-70B-Instruct", "meta-llama", "llama-3.3-70b-instruct", ""),
             ("llama3.2:3b", "", "llama3.2", "3b"),
             ("mistral-large-2411", "", "mistral-large", "2411"),
+            (
+                "arn:aws:bedrock:us-east-1:111122223333:inference-profile/us.anthropic.claude-sonnet-4-20250514-v1:0",
+                "anthropic",
+                "claude-sonnet-4",
+                "20250514-1-0",
+            ),
+            ("arn:aws:bedrock:us-east-1::foundation-model/amazon.nova-pro-v1:0", "amazon", "nova-pro", "1-0"),
+            // What it stands for, its name does not say.
+            (
+                "arn:aws:bedrock:eu-west-1:111122223333:application-inference-profile/a1b2c3d4e5f6",
+                "",
+                "a1b2c3d4e5f6",
+                "",
+            ),
             ("amazon.nova-pro-v1:0", "amazon", "nova-pro", "1-0"),
             ("o3", "", "o3", ""),
             ("", "", "", ""),

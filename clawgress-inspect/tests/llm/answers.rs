@@ -62,6 +62,16 @@ const ROWS: &[Row] = &[
     ("openai_images_answer.json", "", Some([50, 50, 0, 0, 0]), "", "", ""),
     ("openai_transcription_answer.json", "", Some([14, 45, 0, 0, 0]), "", "", ""),
     ("openai_transcription_answer.sse", "", Some([14, 5, 0, 0, 0]), "", "", ""),
+    ("openai_translation_answer.json", "", None, "", "", ""),
+    ("openai_image_edits_answer.json", "", Some([413, 50, 0, 0, 0]), "", "", ""),
+    ("openai_image_variations_answer.json", "", None, "", "", ""),
+    // By units of its own.
+    ("bedrock_guardrail_answer.json", "", None, "", "", ""),
+    ("llamacpp_completion_answer.json", "qwen3", Some([13, 6, 0, 0, 0]), "", "eos", ""),
+    ("llamacpp_completion_answer.sse", "qwen3", Some([13, 6, 0, 0, 0]), "", "word", ""),
+    // Whole, it does not say how long the prompt was.
+    ("tgi_generate_answer.json", "", None, "", "length", ""),
+    ("tgi_generate_answer.sse", "", Some([6, 5, 0, 0, 0]), "", "eos_token", ""),
     // What counts tokens uses none.
     ("openai_input_tokens_answer.json", "", None, "", "", ""),
     ("anthropic_count_tokens_answer.json", "", None, "", "", ""),
@@ -230,6 +240,25 @@ fn what_is_spoken_is_said() {
             assert!(reader.finish().output_estimated >= 4, "{name}");
         }
     }
+}
+
+/// Of TGI: what is said in parts counts where the stream breaks off, and once where it is said again at the end.
+#[test]
+fn tokens_by_themselves_are_said() {
+    let body = golden("tgi_generate_answer.sse");
+    let last = body.windows(10).rposition(|part| part == b"{\"index\":5").expect("the last");
+    let (mut reader, mut said) = (Reader::new(Format::EventStream).keeping_texts(), Vec::new());
+    for piece in Cuts(seed()).of(body.get(..last).expect("before it")) {
+        reader.push(piece);
+        said.extend(reader.take_texts().into_iter().flatten());
+    }
+    assert_eq!(String::from_utf8(said).expect("text"), "Deep learning is learning");
+    let cut = reader.cut();
+    assert!((4..=8).contains(&cut.output_estimated), "{cut:?}");
+    let whole = read("tgi_generate_answer.sse", &[&body]);
+    assert!(whole.output_estimated <= cut.output_estimated + 4, "{whole:?}, {cut:?}");
+    assert!(!whole.is_partial);
+    assert!(read("tgi_generate_answer.json", &[&golden("tgi_generate_answer.json")]).output_estimated >= 6);
 }
 
 #[test]

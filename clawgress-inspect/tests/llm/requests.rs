@@ -9,7 +9,11 @@ use super::cuts::{Cuts, golden, names, seed};
 fn inspect(name: &str, pieces: &[&[u8]]) -> Result<Call, Unreadable> {
     let kind: &[u8] =
         if name.ends_with(".form") { b"multipart/form-data; boundary=b" } else { b"application/json" };
-    let surface = if name.ends_with(".form") { Surface::Audio } else { Surface::ChatCompletions };
+    let surface = match name.ends_with(".form") {
+        true if name.starts_with("openai_image") => Surface::Images,
+        true => Surface::Audio,
+        false => Surface::ChatCompletions,
+    };
     inspect_as(surface, kind, pieces)
 }
 
@@ -56,6 +60,12 @@ const ROWS: &[Row] = &[
     ("openai_images.json", "gpt-image-1", None, None, [0; 5], ""),
     ("openai_speech.json", "gpt-4o-mini-tts", None, None, [0; 5], ""),
     ("openai_transcription.form", "whisper-1", Some(true), None, [0; 5], ""),
+    ("openai_translation.form", "whisper-1", None, None, [0; 5], ""),
+    ("openai_image_edits.form", "gpt-image-1", None, None, [0; 5], ""),
+    ("openai_image_variations.form", "dall-e-2", None, None, [0; 5], ""),
+    ("bedrock_guardrail.json", "", None, None, [0; 5], ""),
+    ("llamacpp_completion.json", "", Some(true), Some(128), [0; 5], ""),
+    ("tgi_generate.json", "", None, Some(20), [0; 5], ""),
     ("azure_chat.json", "ignored", None, None, [0, 1, 0, 0, 0], "f"),
     (
         "anthropic_messages.json",
@@ -132,14 +142,21 @@ fn what_each_request_asks_for() {
             _ if name.ends_with("_responses.json") => Surface::Responses,
             _ if name.starts_with("gemini") || name == "vertex_generate.json" => Surface::GenerateContent,
             "bedrock_converse.json" => Surface::Converse,
+            _ if name.starts_with("tgi") || name == "llamacpp_completion.json" => Surface::Completions,
             _ if name.starts_with("bedrock_invoke") => Surface::Invoke,
             _ => Surface::ChatCompletions,
         };
-        let most = call.tokens_max_of(surface, CapNames::Newer);
+        let names = match name {
+            "tgi_generate.json" => CapNames::NewTokens,
+            "llamacpp_completion.json" => CapNames::Predict,
+            _ => CapNames::Newer,
+        };
+        let most = call.tokens_max_of(surface, names);
         let found = (call.model.as_deref().unwrap_or(""), call.stream, most, call.messages);
         assert_eq!(found, (model, stream, cap, messages), "{name}");
         assert_eq!(call.tools.join(" "), tools, "{name}");
-        assert!(call.tokens_estimated > 3, "{name}");
+        // Which has an image alone.
+        assert!(call.tokens_estimated > 3 || name == "openai_image_variations.form", "{name}");
     }
     assert_eq!(names(false).len(), ROWS.len(), "every fixture is in the table");
 }
@@ -199,6 +216,11 @@ fn what_else_they_say() {
     assert_eq!(call("bedrock_converse.json").attachments.count, 2);
     assert_eq!(call("openai_transcription.form").attachments.bytes, 8);
     assert_eq!(call("ollama_chat.json").attachments.images, 1);
+    assert_eq!(call("openai_translation.form").attachments.bytes, 8);
+    assert_eq!(call("openai_image_edits.form").attachments.count, 3);
+    let variations = call("openai_image_variations.form");
+    assert_eq!((variations.attachments.count, variations.end_user.as_deref()), (1, Some("user-7")));
+    assert_eq!(call("bedrock_guardrail.json").attachments.images, 1);
     // Five tokens that are given as numbers.
     assert_eq!(call("openai_embeddings.json").tokens_estimated, 3 + 5);
 }
@@ -246,6 +268,9 @@ fn who_says_what_and_where_it_comes_from() {
     has("bedrock_converse.json", R::User, P::ToolOutput, "It is old.");
     has("bedrock_converse.json", R::System, P::Instructions, "Be kind.");
     has("bedrock_invoke_titan.json", R::User, P::User, "Tell me a story");
+    has("bedrock_guardrail.json", R::User, P::User, "How do I pick this lock?");
+    has("llamacpp_completion.json", R::User, P::User, "Building a website");
+    has("tgi_generate.json", R::User, P::User, "What is deep learning?");
     has("gemini_cloudcode.json", R::System, P::Instructions, "You are a command line.");
     has("gemini_cloudcode.json", R::User, P::User, "List the files");
     has("bedrock_count_tokens.json", R::User, P::User, "How many tokens");
@@ -272,6 +297,10 @@ fn requests_fit_their_surfaces() {
         ("bedrock_converse", Surface::Converse),
         ("openai_responses", Surface::Responses),
         ("openai_completions", Surface::Completions),
+        ("llamacpp_completion", Surface::Completions),
+        ("tgi_generate", Surface::Completions),
+        ("openai_image", Surface::Images),
+        ("openai_trans", Surface::Audio),
         ("mistral_fim", Surface::Completions),
         ("gemini_generate", Surface::GenerateContent),
         ("cohere_chat", Surface::CohereChat),

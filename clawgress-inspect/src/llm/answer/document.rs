@@ -61,6 +61,11 @@ enum Node {
     Name,
     Type,
     Text,
+    /// All of it, perhaps behind what said it in parts.
+    All,
+    /// A part of it, by itself; and what is said at the end about all: of TGI.
+    Token,
+    Ending,
     /// What is said in sound.
     Spoken,
     /// What a tool is asked for: all within.
@@ -143,6 +148,8 @@ struct State {
     has_no_choices: bool,
     has_usage: bool,
     parts: Parts,
+    /// Whether it says a part of an answer by itself.
+    has_token: bool,
     /// Whether its type says that its text is sound, of which no tokens are estimated.
     is_sound: bool,
     /// What is packed in it.
@@ -333,6 +340,7 @@ impl State {
             has_no_choices: false,
             has_usage: false,
             parts: Parts::default(),
+            has_token: false,
             is_sound: false,
             inner: None,
             depth,
@@ -355,7 +363,11 @@ impl State {
                 }
                 let node = match node {
                     Node::Text | Node::Name | Node::Type | Node::Done | Node::OfIteration(_) => Node::Skip,
-                    Node::Vectors => Node::Skip,
+                    Node::Vectors | Node::All => Node::Skip,
+                    Node::Token if object => {
+                        self.has_token = true;
+                        Node::Token
+                    }
                     Node::Usage | Node::Details(_) | Node::Error if !object => Node::Skip,
                     Node::Top(_) if !object && !self.frames.is_empty() => Node::Turn,
                     Node::Function => Node::Call,
@@ -395,6 +407,10 @@ impl State {
         }
         self.scalar = match (self.place(), kind) {
             (Node::Text | Node::Turn | Node::Choices | Node::Top(0), Kind::Text) => Scalar::Text,
+            (Node::All, Kind::Text) => {
+                self.facts.is_repeat |= self.has_token;
+                Scalar::Text
+            }
             (Node::Arguments, _) => Scalar::Arguments,
             (Node::Done, Kind::Word) => Scalar::Keep(Node::Done),
             (Node::Packed, Kind::Text) if self.depth < INNER_MAX => {

@@ -299,6 +299,14 @@ fn an_encoded_slash_may_be_one() {
             "arn:aws:bedrock:eu-west-1:1:application-inference-profile/p",
             false,
         ),
+        (
+            format!(
+                "{bedrock}/arn:aws:bedrock:eu-west-1:1:inference-profile%2Feu.anthropic.claude-sonnet-4-20250514-v1:0/invoke"
+            ),
+            S::Invoke,
+            "arn:aws:bedrock:eu-west-1:1:inference-profile/eu.anthropic.claude-sonnet-4-20250514-v1:0",
+            false,
+        ),
         // A path of calls, or none.
         ("api.openai.com/v1%2Fchat%2fcompletions".to_owned(), S::Other, "", true),
         ("api.openai.com/v1/chat%2fcompletions".to_owned(), S::Other, "", true),

@@ -18,6 +18,13 @@ impl Node {
                 "arguments" | "args" | "input" | "parameters" => Node::Arguments,
                 _ => Node::Skip,
             },
+            Node::Token if name == "text" => Node::Text,
+            Node::Ending => match name {
+                "finish_reason" => Node::Finish,
+                "generated_tokens" => Node::Count(Count::Output),
+                "input_length" => Node::Count(Count::Input),
+                _ => Node::Skip,
+            },
             Node::Spoken if name == "transcript" => Node::Text,
             Node::Items if name == "embedding" => Node::Vectors,
             // Of what is listed, the number is no answer's beside another.
@@ -96,7 +103,9 @@ fn top(name: &str, more: u8) -> Node {
         "tokens_predicted" => Node::Count(Count::Output),
         "stop_type" => Node::Finish,
         // Of TGI.
-        "generated_text" => Node::Text,
+        "generated_text" => Node::All,
+        "token" => Node::Token,
+        "details" => Node::Ending,
         name => turn(name),
     }
 }
