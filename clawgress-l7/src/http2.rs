@@ -7,6 +7,7 @@
 mod asked;
 mod incoming;
 mod lingering;
+mod overhead;
 mod request;
 mod session;
 mod under_way;
@@ -24,6 +25,7 @@ use pingora_core::apps::HttpServerApp as _;
 use pingora_core::protocols::http::ServerSession;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use zeroize::Zeroizing;
 
 use self::asked::Asked;
@@ -96,6 +98,8 @@ enum Event {
     Idle,
     /// It is to end once what is under way has.
     Ending,
+    /// The client sends without end what carries nothing.
+    Flooded,
     Gone,
 }
 
@@ -103,7 +107,8 @@ enum Event {
 
 impl Client<'_> {
     async fn drive(self, wire: Wire, deadline: Instant) {
-        let wire = Lingering::new(wire);
+        let flooded = CancellationToken::new();
+        let wire = Lingering::new(wire, flooded.clone());
         let count = self.serving.gateway.sources.count(self.front.connection.peer.ip());
         let Ok(Ok(mut connection)) = timeout_at(deadline, settings(count).handshake(wire)).await else {
             return;
@@ -111,8 +116,8 @@ impl Client<'_> {
         let (mut is_ending, mut first) = (false, Some(deadline));
         // Until when the client may take what is queued for it, once it is to end and nothing is under way.
         let mut last = None;
-        loop {
-            match self.event(&mut connection, is_ending, first).await {
+        let reason = loop {
+            match self.event(&mut connection, &flooded, is_ending, first).await {
                 Event::Stream(request, response) => {
                     self.accept(*request, response, is_ending);
                     (first, last) = (None, None);
@@ -126,17 +131,28 @@ impl Client<'_> {
                 Event::Ending | Event::Idle
                     if connection.has_streams()
                         && Instant::now() < *last.get_or_insert(Instant::now() + limit::CLIENT_WRITE) => {}
-                Event::Ending | Event::Idle => break,
+                Event::Ending | Event::Idle => break Reason::NO_ERROR,
+                Event::Flooded => {
+                    let peer = self.front.connection.peer;
+                    tracing::warn!(%peer, "a client sends frames without end that carry nothing; its connection is ended");
+                    break Reason::ENHANCE_YOUR_CALM;
+                }
                 Event::Gone => return,
             }
-        }
+        };
         // Not every client says that it has heard that this ends.
-        connection.abrupt_shutdown(Reason::NO_ERROR);
+        connection.abrupt_shutdown(reason);
         let _ = timeout(2 * limit::LINGER, poll_fn(|cx| connection.poll_closed(cx))).await;
     }
 
     /// What comes next. Polling for streams drives the connection. `first` is for its first stream to be there.
-    async fn event(self, connection: &mut Framed, is_ending: bool, first: Option<Instant>) -> Event {
+    async fn event(
+        self,
+        connection: &mut Framed,
+        flooded: &CancellationToken,
+        is_ending: bool,
+        first: Option<Instant>,
+    ) -> Event {
         let mut stopping = self.serving.stopping();
         let ending = async {
             tokio::select! {
@@ -155,6 +171,7 @@ impl Client<'_> {
         tokio::select! {
             // Before streams: what is to end takes no more of them.
             biased;
+            () = flooded.cancelled() => Event::Flooded,
             () = ending, if !is_ending => Event::Ending,
             accepted = connection.accept() => match accepted {
                 Some(Ok((request, response))) => Event::Stream(Box::new(request), response),

@@ -118,6 +118,13 @@ pub const STREAM_RESETS_LOOK: Duration = Duration::from_secs(10);
 /// For what is cut to let go of its server's connection, of which it was one stream: others go on by that. Nothing passes
 /// meanwhile.
 pub const CUT_GRACE: Duration = Duration::from_millis(500);
+/// Frames that carry nothing of a request (PING, SETTINGS, windows, what nobody knows) that a client may send at once,
+pub const OVERHEAD_FRAMES_MAX: u32 = 10_000;
+/// those that it may send in a second besides, which cost next to nothing,
+pub const OVERHEAD_FRAMES_PER_S: u32 = 200;
+/// and bytes that it is sent for which it may send one more: half of what a small message takes in which a client of gRPC is told
+/// something, and answers by a PING and two windows. What a PING is answered is half as much.
+pub const OVERHEAD_BYTES_EACH: f64 = 32.0;
 /// Interim answers of a server that its client is told; of HTTP/2 besides one 100: they wait for it outside of all windows.
 pub const INTERIMS_MAX: u32 = 8;
 /// Streams of a connection that are looked at before one has told whose it is: fewer of nobody than

@@ -1,5 +1,6 @@
 //! A client's connection that is closed as one of HTTP/1 is: what the client still sends is read for a moment, since it would
-//! become a reset, and the last of what it was answered could be lost to it.
+//! become a reset, and the last of what it was answered could be lost to it. Of one that sends without end what carries nothing, no
+//! more is read.
 
 use std::io;
 use std::pin::Pin;
@@ -7,7 +8,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::CancellationToken;
 
+use super::overhead::Overhead;
 use crate::intercept::Wire;
 use crate::limit;
 
@@ -23,15 +26,18 @@ pub struct Lingering {
     thrown: usize,
     /// Since when the client has taken nothing of what is written.
     stalled: Option<Instant>,
+    overhead: Overhead,
+    flooded: CancellationToken,
 }
 
 // === impl Lingering ===
 
 impl Lingering {
-    /// Over `inner`.
+    /// Over `inner`; `flooded` is cancelled once the client has sent more than it may of what carries nothing.
     #[must_use]
-    pub fn new(inner: Wire) -> Lingering {
-        Lingering { inner, until: None, thrown: 0, stalled: None }
+    pub fn new(inner: Wire, flooded: CancellationToken) -> Lingering {
+        let overhead = Overhead::new(Instant::now());
+        Lingering { inner, until: None, thrown: 0, stalled: None, overhead, flooded }
     }
 
     /// Notes whether the client took what was written.
@@ -42,6 +48,14 @@ impl Lingering {
             self.stalled.get_or_insert_with(Instant::now);
         }
         written
+    }
+
+    /// As [`note`](Self::note), of bytes.
+    fn wrote(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = &written {
+            self.overhead.sent(*n);
+        }
+        self.note(written)
     }
 }
 
@@ -60,14 +74,25 @@ impl AsyncRead for Lingering {
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_read(cx, out)
+        let this = &mut *self;
+        if this.flooded.is_cancelled() {
+            // Whoever drives this knows, and ends it.
+            return Poll::Pending;
+        }
+        let before = out.filled().len();
+        ready!(Pin::new(&mut this.inner).poll_read(cx, out))?;
+        let read = out.filled().get(before..).unwrap_or_default();
+        if !this.overhead.keeps(read, Instant::now()) {
+            this.flooded.cancel();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl AsyncWrite for Lingering {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
-        self.note(written)
+        self.wrote(written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -98,7 +123,7 @@ impl AsyncWrite for Lingering {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
-        self.note(written)
+        self.wrote(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -6,12 +6,15 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use crate::harness::{PATIENCE, POLICY};
-use crate::http2::{START, frame, inside, site, url};
+use crate::http2::{START, frame, inside, literal, site, url};
 use crate::intercept::{HOST, Site, trusting};
 
-const HEADERS: u8 = 1;
 const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
@@ -138,4 +141,47 @@ async fn a_head_is_as_long_as_it_turns_out_to_be() {
     let (said, sent) = ended.await.expect("in time");
     assert!(sent < 2_000 && kinds(&said).contains(&GOAWAY), "{sent}: {:?}", kinds(&said));
     assert_eq!(site.upstream.requests().len(), 1, "that of the others");
+}
+
+/// Each would go on for ever, and costs whoever reads it as much as who sends it, or more: also of a client that takes all that it is
+/// answered, and while one of its streams is served.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn frames_without_end_end_their_connection() {
+    const FLOODS: u32 = 2_000;
+    let site = site(POLICY, "").await;
+    let head = get(&site.host(), "/wait");
+    // A request that is whole, and one whose body is to come.
+    let [whole, begun] =
+        [END_STREAM, 0].map(|flags| move |head: &[u8]| frame(HEADERS, END_HEADERS | flags, 1, head));
+    let field = [&[0, 1, b'y', 100][..], &[b'x'; 100]].concat();
+    for (what, first, each) in [
+        (
+            "fields of one head",
+            frame(HEADERS, END_STREAM, 1, &literal(":method", "GET")),
+            frame(CONTINUATION, 0, 1, &field.repeat(150)),
+        ),
+        ("nothing of one head", frame(HEADERS, END_STREAM, 1, &head), frame(CONTINUATION, 0, 1, &[])),
+        ("questions", whole(&head), frame(PING, 0, 0, &[0; 8])),
+        ("answers to questions", whole(&head), frame(PING, 1, 0, &[0; 8])),
+        ("settings", whole(&head), frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 100])),
+        ("settings that say nothing", whole(&head), frame(SETTINGS, 0, 0, &[])),
+        ("resets of what never was", whole(&head), frame(RST_STREAM, 0, 3, &[0, 0, 0, 8])),
+        ("resets of what was", whole(&head), frame(RST_STREAM, 0, 1, &[0, 0, 0, 8])),
+        ("priorities", whole(&head), frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 16])),
+        ("windows", whole(&head), frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1])),
+        ("windows of a stream", whole(&head), frame(WINDOW_UPDATE, 0, 1, &[0, 0, 0, 1])),
+        ("data that is none", begun(&head), frame(DATA, 0, 1, &[])),
+        ("padding", begun(&head), frame(DATA, 8, 1, &[0])),
+        ("what nobody knows", whole(&head), frame(0x77, 0, 0, b"x")),
+    ] {
+        let each = each.repeat(1_000);
+        let (said, sent) = flood(&site, FLOODS, |stream| {
+            if stream == 1 { [first.clone(), each.clone()].concat() } else { each.clone() }
+        })
+        .await;
+        println!("{what}: {sent} of {FLOODS}");
+        assert!(sent < FLOODS, "{what}: nobody minds");
+        assert!(kinds(&said).contains(&GOAWAY), "{what}: {:?}", kinds(&said).len());
+        others_are_served(&site).await;
+    }
 }
