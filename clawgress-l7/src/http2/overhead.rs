@@ -9,9 +9,8 @@ use crate::limit;
 
 /// Bytes of what a client begins with (RFC 9113 section 3.4).
 const PREFACE_BYTES: usize = 24;
-/// Bytes of a frame's head, and where in it the length ends and the kind is.
+/// Bytes of a frame's head.
 const HEAD_BYTES: usize = 9;
-const LENGTH_BYTES: usize = 3;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;

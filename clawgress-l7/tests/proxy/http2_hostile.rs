@@ -8,6 +8,8 @@ use tokio::time::timeout;
 use crate::harness::{PATIENCE, POLICY};
 use crate::http2::{START, frame, inside, literal, site, url};
 use crate::intercept::{HOST, Site, trusting};
+use crate::scale::memory_kib;
+use crate::streams::server;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -38,6 +40,14 @@ fn get(host: &str, path: &str) -> Vec<u8> {
         [&[index, u8::try_from(value.len()).expect("short")][..], value.as_bytes()].concat()
     };
     [vec![0x82, 0x87], text(1, host), text(4, path)].concat()
+}
+
+/// A field that goes into the dynamic table (RFC 7541 section 6.2.1), of which it takes most.
+fn large() -> Vec<u8> {
+    let value = vec![b'x'; 3_900];
+    let [high, low] = u16::try_from(value.len() - 127).expect("short").to_be_bytes();
+    let length = u16::from_be_bytes([high, low]);
+    [&[0x40, 1, b'b', 0x7F, 0x80 | (length & 0x7F) as u8, (length >> 7) as u8][..], &value].concat()
 }
 
 /// Sends what `each` makes of a stream's number until nobody takes it any more, for `most` streams; what was said, and how
@@ -105,12 +115,7 @@ async fn who_has_streams_reset_without_end_begins_no_more() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_head_is_as_long_as_it_turns_out_to_be() {
     let site = site(POLICY, "").await;
-    // Into the dynamic table (RFC 7541 section 6.2.1), of which it takes most.
-    let value = vec![b'x'; 3_900];
-    let [high, low] = u16::try_from(value.len() - 127).expect("short").to_be_bytes();
-    let length = u16::from_be_bytes([high, low]);
-    let first =
-        [&[0x40, 1, b'b', 0x7F, 0x80 | (length & 0x7F) as u8, (length >> 7) as u8][..], &value].concat();
+    let first = large();
     let own = get(&site.host(), "/ok");
     let named = vec![0x80 | 62; 10_000];
     let (said, _) = flood(&site, 1, |stream| {
@@ -182,6 +187,52 @@ async fn frames_without_end_end_their_connection() {
         println!("{what}: {sent} of {FLOODS}");
         assert!(sent < FLOODS, "{what}: nobody minds");
         assert!(kinds(&said).contains(&GOAWAY), "{what}: {:?}", kinds(&said).len());
+        others_are_served(&site).await;
+    }
+}
+
+/// Connections that flood at once.
+const FLOODERS: usize = 8;
+/// Most that the process takes for all of them, KiB. What each of them sends, or has its heads come to, is more than that.
+const FLOODS_KIB_MAX: f64 = 16.0 * 1024.0;
+
+/// What a head comes to, what never ends, and what is asked again and again: none of it is kept.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_take_a_bounded_part_of_memory() {
+    let (upstream, pem) = server("127.1.0.1", HOST).await;
+    let site = Site::apart(upstream, &pem, POLICY).await;
+    others_are_served(&site).await;
+    let head = get(&site.host(), "/wait");
+    let filler = [&[0, 1, b'y', 100][..], &[b'x'; 100]].concat().repeat(150);
+    let bomb = [head.clone(), large()].concat();
+    let named = vec![0x80 | 62; 16_000];
+    let idle = memory_kib(site.gateway.pid);
+    for (what, floods, first, each) in [
+        ("heads that come to 62 MB", 2_000, vec![], bomb),
+        ("a head without end", 4_000, frame(HEADERS, END_STREAM, 1, &head), vec![]),
+        ("questions", 4_000, frame(HEADERS, END_HEADERS | END_STREAM, 1, &head), vec![]),
+    ] {
+        let each = |stream: u32| match what {
+            "a head without end" => frame(CONTINUATION, 0, 1, &filler),
+            "questions" => frame(PING, 0, 0, &[0; 8]).repeat(1_000),
+            _ => {
+                [frame(HEADERS, END_STREAM, stream, &each), frame(CONTINUATION, END_HEADERS, stream, &named)]
+                    .concat()
+            }
+        };
+        let each = |stream| [if stream == 1 { first.clone() } else { vec![] }, each(stream)].concat();
+        let flooding = futures_util::future::join_all((0..FLOODERS).map(|_| flood(&site, floods, each)));
+        let mut flooding = std::pin::pin!(flooding);
+        let mut most = idle;
+        let sent: Vec<_> = loop {
+            tokio::select! {
+                floods = &mut flooding => break floods.into_iter().map(|(_, sent)| sent).collect(),
+                () = tokio::time::sleep(Duration::from_millis(5)) => most = most.max(memory_kib(site.gateway.pid)),
+            }
+        };
+        println!("{what}: {sent:?} of {floods}, {:.1} MiB more", (most - idle) / 1024.0);
+        assert!(sent.iter().all(|sent| *sent < floods), "{what}: {sent:?}");
+        assert!(most - idle < FLOODS_KIB_MAX, "{what}: {:.0} KiB more", most - idle);
         others_are_served(&site).await;
     }
 }

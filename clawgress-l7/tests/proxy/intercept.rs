@@ -57,6 +57,14 @@ fn greasing(roots: &[CertificateDer<'static>]) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
+/// A configuration that reads TLS to servers whose authority is in `pem`, and `more`; and where that is kept.
+fn reading(pem: &str, more: &str) -> (String, tempfile::TempDir) {
+    let directory = tempfile::tempdir().expect("directory");
+    let roots = directory.path().join("roots.pem");
+    std::fs::write(&roots, pem).expect("written");
+    (format!("[intercept]\nroots = [\"{}\"]\n{more}", roots.display()), directory)
+}
+
 impl Site {
     pub async fn start(policy: &'static str, more: &str) -> Site {
         let (upstream, pem) = https("127.1.0.1", HOST).await;
@@ -65,11 +73,19 @@ impl Site {
 
     /// Before this server, whose authority is in `pem`.
     pub async fn before(upstream: Upstream, pem: &str, policy: &'static str, more: &str) -> Site {
-        let directory = tempfile::tempdir().expect("directory");
-        let roots = directory.path().join("roots.pem");
-        std::fs::write(&roots, pem).expect("written");
-        let more = format!("[intercept]\nroots = [\"{}\"]\n{more}", roots.display());
-        let gateway = Gateway::start(Options { policy: Some(policy), more, ..Options::default() }).await;
+        let (more, directory) = reading(pem, more);
+        Site::with(Options { policy: Some(policy), more, ..Options::default() }, upstream, directory).await
+    }
+
+    /// The same, whose gateway is a process of its own.
+    pub async fn apart(upstream: Upstream, pem: &str, policy: &'static str) -> Site {
+        let (more, directory) = reading(pem, "");
+        let options = Options { policy: Some(policy), more, apart: true, ..Options::default() };
+        Site::with(options, upstream, directory).await
+    }
+
+    async fn with(options: Options, upstream: Upstream, directory: tempfile::TempDir) -> Site {
+        let gateway = Gateway::start(options).await;
         Site { gateway, upstream, _directory: directory }
     }
 

@@ -86,7 +86,7 @@ fn raise_descriptors() {
 }
 
 /// Memory that is the process's own, KiB.
-fn memory_kib(pid: u32) -> f64 {
+pub fn memory_kib(pid: u32) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("smaps_rollup");
     let line =
         text.lines().find_map(|line| line.strip_prefix("Anonymous:")).expect("a line of anonymous memory");
