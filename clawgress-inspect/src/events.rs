@@ -15,6 +15,8 @@ impl Ends {
     pub fn next(&mut self, text: &[u8]) -> usize {
         let mut end = 0;
         while let Some(byte) = text.get(self.at) {
+            #[cfg(test)]
+            crate::steps::add(1);
             match byte {
                 // The second half of what may be a CRLF has not come yet.
                 b'\r' if self.at + 1 == text.len() => break,
@@ -50,6 +52,8 @@ pub fn changed<E>(
     while !rest.is_empty() {
         let (line, behind) = line(rest);
         rest = behind;
+        #[cfg(test)]
+        crate::steps::add(line.len());
         let bare = line.trim_end_matches(['\r', '\n']);
         event.push(line);
         if let Some(value) = field(bare) {
@@ -59,6 +63,8 @@ pub fn changed<E>(
             continue;
         }
         // What has no blank line behind it is no event yet; clients differ, so it is looked at like one.
+        #[cfg(test)]
+        crate::steps::add(event.len() + data.iter().map(|value| value.len()).sum::<usize>());
         if let Some(other) = change(&data.join("\n"))? {
             is_changed = true;
             let others = event.iter().filter(|line| field(line.trim_end_matches(['\r', '\n'])).is_none());

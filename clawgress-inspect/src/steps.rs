@@ -31,6 +31,8 @@ fn is_linear(what: &str, make: impl Fn(usize) -> Vec<u8>, work: impl Fn(&[u8]), 
     assert!(many <= most + most / 10, "{what}: {few} steps of {bytes_less} bytes, {many} of {bytes_more}");
 }
 
+mod bodies;
+
 mod tests {
     use super::*;
     use crate::llm::answer::{Editor, Following, Format, Reader};

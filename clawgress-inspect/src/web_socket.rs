@@ -280,6 +280,8 @@ impl Reader {
                 return Err(FrameError::Closed);
             }
             self.head.push(*byte);
+            #[cfg(test)]
+            crate::steps::add(self.head.len());
             *rest = left;
             if let Some(frame) = self.parse()? {
                 self.head.clear();
@@ -347,6 +349,8 @@ impl Reader {
     fn carry(&mut self, frame: &mut Frame, rest: &mut &[u8]) {
         let (carried, left) = rest.split_at(rest.len().min(frame.length - frame.seen));
         *rest = left;
+        #[cfg(test)]
+        crate::steps::add(carried.len());
         let to = if frame.kind.is_control() { &mut self.control } else { &mut self.message };
         if self.keeps || frame.kind.is_control() {
             let mask = frame.mask.unwrap_or_default();
@@ -386,7 +390,10 @@ impl Reader {
 
     /// Whether a text is UTF-8 so far; a character may be cut by the end of a frame, but not by that of the message.
     fn check_text(&mut self, is_last: bool) -> Result<(), FrameError> {
-        match str::from_utf8(self.message.get(self.valid..).unwrap_or_default()) {
+        let new = self.message.get(self.valid..).unwrap_or_default();
+        #[cfg(test)]
+        crate::steps::add(1 + new.len());
+        match str::from_utf8(new) {
             Ok(_) => self.valid = self.message.len(),
             Err(error) if error.error_len().is_none() && !is_last => self.valid += error.valid_up_to(),
             Err(_) => return Err(FrameError::Text),

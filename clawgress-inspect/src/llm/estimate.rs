@@ -96,6 +96,8 @@ impl Estimator {
 
     /// Some of a text, in any pieces.
     pub fn push(&mut self, bytes: &[u8]) {
+        #[cfg(test)]
+        crate::steps::add(bytes.len());
         let (first, second) = halves(bytes);
         let (mut one, mut other) = ((self.state, self.sum), (0, 0));
         // Each step waits for the one before it, but not for those of the other half.

@@ -239,6 +239,8 @@ impl Decoder {
             }
             loop {
                 let Run { read, written, ended } = self.run(input)?;
+                #[cfg(test)]
+                crate::steps::add(1 + read + written);
                 input = input.get(read..).unwrap_or_default();
                 self.hand_out(written, sink)?;
                 if ended {

@@ -124,10 +124,14 @@ impl Multipart {
     /// As soon as it can't be read with certainty; or what `sink` says.
     pub fn push<E: From<MultipartError>>(&mut self, mut bytes: &[u8], sink: Sink<'_, E>) -> Result<(), E> {
         while let Some((byte, rest)) = bytes.split_first() {
+            #[cfg(test)]
+            crate::steps::add(1);
             let in_text = matches!(self.state, State::Preamble | State::Part);
             if in_text && self.matched == 0 && self.bare == 0 {
                 // Most of a body: nothing else can begin a boundary.
                 let plain = bytes.iter().take_while(|b| !matches!(**b, b'\r' | b'-')).count();
+                #[cfg(test)]
+                crate::steps::add(plain);
                 if plain > 0 {
                     let (text, rest) = bytes.split_at_checked(plain).unwrap_or((bytes, &[]));
                     self.piece(text, sink)?;
@@ -160,6 +164,8 @@ impl Multipart {
         if self.state != State::Part {
             return Ok(self.around(bytes)?);
         }
+        #[cfg(test)]
+        crate::steps::add(bytes.len());
         if bytes.is_empty() { Ok(()) } else { sink(Event::Piece(bytes)) }
     }
 
@@ -239,6 +245,8 @@ impl Multipart {
 /// How much of `mark` the last bytes are once `byte` comes, of which they were `matched` before.
 fn extended(mark: &[u8], borders: &[usize], mut matched: usize, byte: u8) -> usize {
     loop {
+        #[cfg(test)]
+        crate::steps::add(1);
         if mark.get(matched) == Some(&byte) {
             return matched + 1;
         }

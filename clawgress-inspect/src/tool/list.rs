@@ -186,6 +186,8 @@ type Path = &'static [&'static str];
 fn named(tools: &[Value]) -> Result<(), ToolError> {
     let mut names = std::collections::BTreeSet::new();
     for tool in tools {
+        #[cfg(test)]
+        crate::steps::add(1);
         super::spelled(tool, &["name", "inputSchema"])?;
         let name = tool.member("name").and_then(Value::text).filter(|name| super::is_name(name));
         if !names.insert(name.ok_or(ToolError::Name("name"))?) {

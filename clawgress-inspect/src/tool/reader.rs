@@ -190,6 +190,8 @@ impl Raw {
         if self.is_found {
             return;
         }
+        #[cfg(test)]
+        crate::steps::add(bytes.len());
         // Across pieces.
         let most = SIGN.len() - 1;
         let known = self.tail.len();
