@@ -193,23 +193,15 @@ impl Attributes {
         Attributes(attributes.iter().fold(0, |all, attribute| all | (1 << *attribute as u32)))
     }
 
-    /// What is in a call of a model: all but whom it goes to, and how.
+    /// What is in a call of a model: all but whom it goes to, and how; and that no price is known of what names no model.
     pub(crate) fn in_call() -> Attributes {
         use Attribute as A;
-        Attributes::of(&[
-            A::LlmModel,
-            A::LlmFamily,
-            A::LlmTokens,
-            A::LlmTokensMax,
-            A::LlmTools,
-            A::LlmAttachments,
-            A::LlmPromptScore,
-            A::LlmToolChoice,
-            A::LlmEndUser,
-            A::LlmStore,
-            A::LlmPartial,
-            A::Findings,
-        ])
+        let is_known = |attribute: &A| {
+            let besides = [A::HostName, A::Port, A::LlmProvider, A::LlmSurface, A::LlmStream, A::LlmUnpriced];
+            besides.contains(attribute)
+        };
+        let all = Attribute::of(ActionKind::Llm).iter().copied();
+        Attributes::of(&all.filter(|attribute| !is_known(attribute)).collect::<Vec<_>>())
     }
 
     pub(crate) fn has(self, attribute: Attribute) -> bool {

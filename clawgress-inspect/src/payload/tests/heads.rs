@@ -92,6 +92,7 @@ fn documents_in_parts_of_a_form_are_members_of_a_call() {
         (&[("session", &head, "")], Ok((vec![], None))),
         // What can't be read, or not in one way.
         (&[("session", &head, r#"{"a":"#)], Err(Unreadable::JsonMalformed)),
+        (&[("session", "", r#"{"a":"#)], Err(Unreadable::JsonMalformed)),
         (&[("session", &head, "{} {}")], Err(Unreadable::JsonMalformed)),
         (&[("session[tools][][name]", "", "shell")], Ok((vec![], Some(CallError::Name)))),
         (&[("metadata[a]", "", "b")], Ok((vec![], None))),
@@ -101,5 +102,5 @@ fn documents_in_parts_of_a_form_are_members_of_a_call() {
         }
     }
     // Of what goes to nobody who is listed, nothing is sure.
-    assert_eq!(read(&[("session", &head, r#"{"a":"#)], 4096, false).map(|read| read.1), Ok(None));
+    assert_eq!(read(&[("session", "", r#"{"a":"#)], 4096, false).map(|read| read.1), Ok(None));
 }

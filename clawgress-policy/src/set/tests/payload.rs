@@ -350,6 +350,7 @@ fn what_is_in_a_call_that_nobody_reads_decides_or_not() {
             false,
         ),
         (format!(r#"{permit}; {forbid} when {{ context.llm.tools.contains("shell") }};"#), true),
+        (format!("{permit}; {forbid} when {{ context.llm.images > 0 }};"), true),
         (format!(r#"{permit}; {forbid} when {{ context.llm.family == "gpt-5-pro" }};"#), true),
         (format!(r#"{permit}; {forbid} when {{ context.findings.contains("iban") }};"#), true),
         (format!(r#"{permit} when {{ context.llm.tokens_estimated < 1000 }};"#), true),

@@ -332,7 +332,7 @@ impl<'a> HeldPayload<'a> {
 // === impl HeldCall ===
 
 impl<'a> HeldCall<'a> {
-    fn operation(&self, host: &'a Host, port: u16) -> Operation<'a> {
+    pub(super) fn operation(&self, host: &'a Host, port: u16) -> Operation<'a> {
         Operation::Llm(ModelCall {
             host,
             port,

@@ -14,6 +14,7 @@ const UNREAD: Payload<'static> = Payload { bytes: 0, complete: false, media_type
 const SWITCHING: u16 = 101;
 
 const MESSAGES: &str = "the messages of its WebSocket";
+const CALLS: &str = "whether the messages of its WebSocket were read as calls of a model";
 const NAMED: &str = "whether a tool server is configured where it was opened";
 
 impl Recorded<'_> {
@@ -52,6 +53,7 @@ impl Recorded<'_> {
         if opened.ends() {
             return Ok(opened);
         }
+        self.calls_unread(set, (host, port))?;
         let opened = opened.then(self.send_unread(set, (host, port))?);
         if opened.ends() { Ok(opened) } else { Ok(opened.then(self.receive_unread(set, (host, port))?)) }
     }
@@ -63,6 +65,28 @@ impl Recorded<'_> {
         }
         // No other denial is told of `tool`.
         if self.action == "tool" { Ok(Answer::deny(DropReason::InspectionRequired)) } else { Err(NAMED) }
+    }
+
+    /// Nothing, but of a conversation with a model of which it is not told whether its messages are read, where that decides.
+    ///
+    /// # Errors
+    /// Of such a one.
+    fn calls_unread(&self, set: &PolicySet, (host, port): (&Host, u16)) -> Result<(), &'static str> {
+        if set.needs_call().decided == Look::Nothing {
+            return Ok(());
+        }
+        if self.action == "llm" && self.verdict == Err(DropReason::InspectionRequired.name()) {
+            // Whose model it would have been is not told.
+            return Err(CALLS);
+        }
+        // Those that name a model are read, or each of their messages is a call by itself.
+        let call = self.contents.said.call.as_ref();
+        let Some(call) = call.filter(|call| call.surface == "realtime" && call.model.is_empty()) else {
+            return Ok(());
+        };
+        let request = Request { agent: self.agent, operation: call.operation(host, port) };
+        let decides = set.decide(&request).verdict.is_ok() && set.needs_call_read(&request);
+        if decides { Err(CALLS) } else { Ok(()) }
     }
 
     /// `send`, where no answer depends on a message.

@@ -177,6 +177,63 @@ fn the_opening_of_a_web_socket_is_asked_again() {
     assert_eq!(replay(&opened(&of_send), &effects(" when { context.bytes > 1 }")), Replayed::Same);
 }
 
+/// Whether a conversation with a model was read is not told: where what it holds decides, nobody knows what would be said of it.
+#[test]
+fn a_conversation_that_names_no_model_is_asked_again_where_what_it_holds_does_not_decide() {
+    let (agent, of_llm) = (agent("a", "t", 1), ids(&["any", "http", "saas", "web"]));
+    let asked = ids(&["llm"]);
+    let permit =
+        "@id(\"any\") permit (principal, action == Action::\"llm\", resource in Provider::\"openai\");";
+    let all = with(permit);
+    let no_shell = with(&format!(
+        "{permit} @id(\"no\") forbid (principal, action == Action::\"llm\", resource) when {{ context.llm.tools.contains(\"shell\") }};"
+    ));
+    let call = HeldCall {
+        provider: "openai",
+        model: "",
+        family: "",
+        surface: "realtime",
+        tokens_estimated: 0,
+        tokens_max: None,
+        stream: true,
+        tools: &[],
+        has_more_tools: false,
+        attachments: 0,
+        images: Some(0),
+        attachment_bytes: Some(0),
+        prompt_score: 0,
+        unpriced: true,
+        tool_choice: Some(""),
+        end_user: Some(""),
+        store: Some(false),
+        partial: Some(false),
+        findings: Some(&[]),
+    };
+    let opened = |call: HeldCall<'static>| Recorded {
+        method: Some("GET"),
+        action: "tunnel",
+        content: Content::WebSocket,
+        ..posted(
+            &agent,
+            &of_llm,
+            Contents {
+                asked: &asked,
+                has_body: Some(false),
+                end: ended(None),
+                said: Said { call: Some(call), ..Said::default() },
+            },
+        )
+    };
+    assert_eq!(replay(&opened(call), &all), Replayed::Same);
+    undecidable(&opened(call), &no_shell, "read as calls");
+    let named = HeldCall { model: "gpt-realtime", family: "gpt-realtime", ..call };
+    assert_eq!(replay(&opened(named), &no_shell), Replayed::Same);
+    let refused = Recorded { action: "llm", verdict: Err("inspection_required"), ip: None, ..opened(call) };
+    let refused =
+        Recorded { contents: Contents { asked: &asked, ..Contents::default() }, policies: &[], ..refused };
+    undecidable(&refused, &no_shell, "read as calls");
+}
+
 #[test]
 fn calls_are_asked_again_by_what_is_told_of_them() {
     let (agent, of_llm, of_tool) =
