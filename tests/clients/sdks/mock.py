@@ -2,8 +2,8 @@
 Anthropic's messages, Gemini, Cohere's chat, Bedrock's converse, OpenAI's responses, and its chat, which Mistral's is. What caches
 had and got, and what was thought, each tells in its own way: within these numbers, or besides.
 
-A prompt with `tool` in it is answered by a call of the tool `look_up`, in OpenAI's chat and Anthropic's messages one with `two
-tools` by two, the second of which looks up another thing; one with `fail`, `busy` or `broken`, by an error of 400, 429 or 500; one
+A prompt with `tool` in it is answered by a call of the tool `look_up`, in the chats of OpenAI and Cohere and Anthropic's messages
+one with `two tools` by two, the second of which looks up another thing; one with `fail`, `busy` or `broken`, by an error of 400, 429 or 500; one
 with `slow` stops after its first text, until the client leaves."""
 
 import json
@@ -80,22 +80,26 @@ def gemini(tool: bool, stream: bool):
     return [sse(one) for one in answers]
 
 
-def cohere(tool: bool, stream: bool):
+def cohere(calls: list[dict], stream: bool):
     counts = {"input_tokens": 11, "output_tokens": 7}
     usage = {"billed_units": counts, "tokens": counts}
-    function = {"name": "look_up", "arguments": json.dumps(ARGUMENTS)}
-    call = {"id": "call_1", "type": "function", "function": function}
-    message = {"role": "assistant"} | ({"tool_calls": [call]} if tool else {"content": [{"type": "text", "text": "".join(TEXT)}]})
-    reason = "TOOL_CALL" if tool else "COMPLETE"
+    def call(n: int, arguments: str) -> dict:
+        return {"id": f"call_{n}", "type": "function", "function": {"name": "look_up", "arguments": arguments}}
+    whole = [call(n, json.dumps(arguments)) for n, arguments in enumerate(calls)]
+    message = {"role": "assistant"} | ({"tool_calls": whole} if calls else {"content": [{"type": "text", "text": "".join(TEXT)}]})
+    reason = "TOOL_CALL" if calls else "COMPLETE"
     if not stream:
         return {"id": "c1", "message": message, "finish_reason": reason, "usage": usage}
+    def event(kind: str, n: int, message: dict) -> dict:
+        return {"type": kind, "index": n, "delta": {"message": message}}
     events = [{"type": "message-start", "id": "c1", "delta": {"message": {"role": "assistant"}}}]
-    if tool:
-        events += [{"type": "tool-call-start", "index": 0, "delta": {"message": {"tool_calls": call}}}]
-        events += [{"type": "tool-call-end", "index": 0}]
-    else:
-        events += [{"type": "content-start", "index": 0, "delta": {"message": {"content": {"type": "text", "text": ""}}}}]
-        events += [{"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": text}}}} for text in TEXT]
+    for n, arguments in enumerate(calls):
+        events += [event("tool-call-start", n, {"tool_calls": call(n, "")})]
+        events += [event("tool-call-delta", n, {"tool_calls": {"function": {"arguments": part}}}) for part in parts(arguments)]
+        events += [{"type": "tool-call-end", "index": n}]
+    if not calls:
+        events += [event("content-start", 0, {"content": {"type": "text", "text": ""}})]
+        events += [event("content-delta", 0, {"content": {"text": text}}) for text in TEXT]
         events += [{"type": "content-end", "index": 0}]
     events += [{"type": "message-end", "delta": {"finish_reason": reason, "usage": usage}}]
     return [sse(event, event["type"]) for event in events]
@@ -139,6 +143,9 @@ def openai(calls: list[dict], stream: bool, told: bool, at_end: bool):
         begun = [[{"tool_calls": [{"index": n} | call(n, "")]}] for n in range(len(calls))]
         rest = [[{"tool_calls": [{"index": n, "function": {"arguments": part}}]} for part in parts(a)] for n, a in enumerate(calls)]
         deltas = [delta for n in range(len(calls)) for delta in begun[n] + rest[n]]
+    if calls and at_end:
+        # As Mistral has them: whole, all at once.
+        deltas = [{"tool_calls": [{"index": n} | call(n, json.dumps(arguments)) for n, arguments in enumerate(calls)]}]
     about |= {"object": "chat.completion.chunk"}
     chunks = [about | {"choices": [{"index": 0, "delta": {"role": "assistant"} | delta, "finish_reason": None}]} for delta in deltas]
     chunks += [about | {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}]
@@ -222,7 +229,7 @@ class Handler(BaseHTTPRequestHandler):
         if path.endswith("/messages"):
             answer = anthropic(calls, stream)
         elif path.endswith("/chat") and "/v2" in path:
-            answer = cohere(tool, stream)
+            answer = cohere(calls, stream)
         elif "/converse" in path:
             answer = converse(tool, stream)
         elif "enerateContent" in path:

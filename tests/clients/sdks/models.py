@@ -1,6 +1,6 @@
 """Models by their providers' SDKs: `models.py SDK BASE KEY`. Prints one line of JSON for each thing that came of it: what was
 asked, what came, and the tokens that the SDK was told. `SDK calls` has it ask for streams with calls of tools in them alone, and
-tell what came of each: texts, calls, and whether it was whole or the SDK was told that it was denied."""
+tell what came of each: texts, calls, and whether it was whole, the SDK was told that it was denied, or found it cut off."""
 
 import json
 import os
@@ -61,7 +61,8 @@ def streamed(ask) -> None:
                 else:
                     calls.setdefault(n, {"name": "", "arguments": ""})[kind] += part
         except Exception as error:
-            end = "denied" if "(policy_forbidden)" in str(error) else repr(error)
+            known = {"(policy_forbidden)": "denied", "incomplete chunked read": "cut"}
+            end = next((end for text, end in known.items() if text in f"{error} {error!r}"), repr(error))
         print(json.dumps([what, "".join(said), [[call["name"], call["arguments"]] for call in calls.values()], end]), flush=True)
 
 
@@ -123,57 +124,89 @@ def google() -> None:
     left(client.models.generate_content_stream(model="mock-1", contents=SLOW))
 
 
-def cohere() -> None:
+def called(parts) -> list:
+    """The one call that a stream has: its name, and its arguments put together."""
+    name, arguments = "", ""
+    for kind, _, part in parts:
+        name, arguments = (name + part, arguments) if kind == "name" else (name, arguments + (part if kind == "arguments" else ""))
+    return [name, json.loads(arguments)]
+
+
+def cohere_client():
     from cohere import ClientV2
 
-    client = ClientV2(api_key=key, base_url=base, timeout=15)
-    tools = [{"type": "function", "function": {"name": "look_up", "description": "looks", "parameters": LOOK_UP}}]
-    def asked(text: str, model: str = "mock-1") -> dict:
-        more = {"tools": tools} if text == TOOL else {}
-        return {"model": model, "messages": [{"role": "user", "content": text}]} | more
+    return ClientV2(api_key=key, base_url=base, timeout=15)
+
+
+def cohere_parts(events):
+    for event in events:
+        if event.type == "content-delta":
+            yield "text", 0, event.delta.message.content.text
+        elif event.type == "tool-call-start":
+            yield "name", event.index, event.delta.message.tool_calls.function.name
+        elif event.type == "tool-call-delta":
+            yield "arguments", event.index, event.delta.message.tool_calls.function.arguments
+        elif event.type == "message-end":
+            yield "tokens", 0, event.delta.usage
+
+
+def cohere() -> None:
+    client, asked = cohere_client(), chat_asked
     def usage(of) -> tuple:
         return (int(of.tokens.input_tokens), int(of.tokens.output_tokens))
     whole = client.chat(**asked(ASK))
     told("whole", whole.message.content[0].text, usage(whole.usage))
-    text, tokens = "", None
-    for event in client.chat_stream(**asked(ASK)):
-        if event.type == "content-delta":
-            text += event.delta.message.content.text
-        elif event.type == "message-end":
-            tokens = usage(event.delta.usage)
-    told("stream", text, tokens)
-    call = client.chat(**asked(TOOL))
-    function = call.message.tool_calls[0].function
-    told("tool", [function.name, json.loads(function.arguments)], usage(call.usage))
+    for what, prompt in [("stream", ASK), ("tool", TOOL)]:
+        parts = list(cohere_parts(client.chat_stream(**asked(prompt))))
+        text = "".join(part for kind, _, part in parts if kind == "text")
+        told(what, text or called(parts[:-1]), usage(parts[-1][2]))
     failed(lambda text: client.chat(**asked(text), request_options={"max_retries": 0}))
     tried("denied", lambda: client.chat(**asked(ASK, "mock-2")))
     left(client.chat_stream(**asked(SLOW)), lambda event: event.type == "content-delta")
 
 
-def mistral() -> None:
+def cohere_calls() -> None:
+    client = cohere_client()
+    streamed(lambda text: (part for part in cohere_parts(client.chat_stream(**chat_asked(text))) if part[0] != "tokens"))
+    tried("whole", lambda: client.chat(**chat_asked(TWO)))
+
+
+def mistral_client():
     try:
         from mistralai.client import Mistral
     except ImportError:
         from mistralai import Mistral
 
-    client = Mistral(api_key=key, server_url=base, timeout_ms=15000)
-    tools = [{"type": "function", "function": {"name": "look_up", "description": "looks", "parameters": LOOK_UP}}]
-    def asked(text: str, model: str = "mock-1") -> dict:
-        more = {"tools": tools} if text == TOOL else {}
-        return {"model": model, "messages": [{"role": "user", "content": text}]} | more
+    return Mistral(api_key=key, server_url=base, timeout_ms=15000)
+
+
+def delta_parts(chunks):
+    """What chunks in OpenAI's words say and call."""
+    for chunk in chunks:
+        for choice in chunk.choices:
+            yield "text", 0, choice.delta.content or ""
+            for call in choice.delta.tool_calls or []:
+                if call.function.name:
+                    yield "name", call.index, call.function.name
+                yield "arguments", call.index, call.function.arguments or ""
+
+
+def mistral_calls() -> None:
+    client = mistral_client()
+    streamed(lambda text: delta_parts(event.data for event in client.chat.stream(**chat_asked(text))))
+    tried("whole", lambda: client.chat.complete(**chat_asked(TWO)))
+
+
+def mistral() -> None:
+    client, asked = mistral_client(), chat_asked
     def usage(of) -> tuple:
         return (of.prompt_tokens, of.completion_tokens)
     whole = client.chat.complete(**asked(ASK))
     told("whole", whole.choices[0].message.content, usage(whole.usage))
-    text, tokens = "", None
-    for event in client.chat.stream(**asked(ASK)):
-        for choice in event.data.choices:
-            text += choice.delta.content or ""
-        tokens = usage(event.data.usage) if event.data.usage else tokens
-    told("stream", text, tokens)
-    call = client.chat.complete(**asked(TOOL))
-    function = call.choices[0].message.tool_calls[0].function
-    told("tool", [function.name, json.loads(function.arguments)], usage(call.usage))
+    for what, prompt in [("stream", ASK), ("tool", TOOL)]:
+        chunks = [event.data for event in client.chat.stream(**asked(prompt))]
+        text = "".join(part for kind, _, part in delta_parts(chunks) if kind == "text")
+        told(what, text or called(delta_parts(chunks)), next((usage(chunk.usage) for chunk in chunks if chunk.usage), None))
     failed(lambda text: client.chat.complete(**asked(text)))
     tried("denied", lambda: client.chat.complete(**asked(ASK, "mock-2")))
     left(client.chat.stream(**asked(SLOW)))
@@ -214,46 +247,71 @@ def bedrock() -> None:
     left(client.converse_stream(**asked(SLOW))["stream"], lambda event: "contentBlockDelta" in event)
 
 
+def litellm_asked(text: str, model: str = "mock-1", **more) -> dict:
+    about = {"api_base": base, "api_key": key, "num_retries": 0, "max_retries": 0, "timeout": 15}
+    return chat_asked(text, f"openai/{model}", **more) | about
+
+
+def litellm_calls() -> None:
+    import litellm
+
+    streamed(lambda text: delta_parts(litellm.completion(**litellm_asked(text, stream=True))))
+    tried("whole", lambda: litellm.completion(**litellm_asked(TWO)))
+
+
 def litellm() -> None:
     import litellm
 
-    def asked(text: str, model: str = "mock-1", **more) -> dict:
-        tools = [{"type": "function", "function": {"name": "look_up", "description": "looks", "parameters": LOOK_UP}}]
-        more |= {"tools": tools} if text == TOOL else {}
-        about = {"model": f"openai/{model}", "api_base": base, "api_key": key, "num_retries": 0, "max_retries": 0, "timeout": 15}
-        return about | {"messages": [{"role": "user", "content": text}]} | more
+    asked = litellm_asked
     def usage(of) -> tuple:
         return (of.prompt_tokens, of.completion_tokens)
     whole = litellm.completion(**asked(ASK))
     told("whole", whole.choices[0].message.content, usage(whole.usage))
-    chunks = list(litellm.completion(**asked(ASK, stream=True, stream_options={"include_usage": True})))
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    told("stream", text, next((usage(chunk.usage) for chunk in chunks if getattr(chunk, "usage", None)), None))
-    call = litellm.completion(**asked(TOOL))
-    function = call.choices[0].message.tool_calls[0].function
-    told("tool", [function.name, json.loads(function.arguments)], usage(call.usage))
+    for what, prompt in [("stream", ASK), ("tool", TOOL)]:
+        chunks = list(litellm.completion(**asked(prompt, stream=True, stream_options={"include_usage": True})))
+        text = "".join(part for kind, _, part in delta_parts(chunks) if kind == "text")
+        tokens = next((usage(chunk.usage) for chunk in chunks if getattr(chunk, "usage", None)), None)
+        told(what, text or called(delta_parts(chunks)), tokens)
     failed(lambda text: litellm.completion(**asked(text)))
     tried("denied", lambda: litellm.completion(**asked(ASK, "mock-2")))
     left(litellm.completion(**asked(SLOW, stream=True)))
 
 
-def langchain() -> None:
-    from langchain_core.utils.function_calling import convert_to_openai_tool
+def langchain_model(name: str = "mock-1"):
     from langchain_openai import ChatOpenAI
 
-    def model(name: str = "mock-1") -> ChatOpenAI:
-        return ChatOpenAI(model=name, base_url=base, api_key=key, max_retries=0, timeout=15, stream_usage=True)
+    return ChatOpenAI(model=name, base_url=base, api_key=key, max_retries=0, timeout=15, stream_usage=True)
+
+
+def langchain_bound():
+    from langchain_core.utils.function_calling import convert_to_openai_tool
+
+    return langchain_model().bind_tools([convert_to_openai_tool({"title": "look_up", "description": "looks"} | LOOK_UP)])
+
+
+def langchain_calls() -> None:
+    def ask(text: str):
+        for chunk in (langchain_model() if text == ASK else langchain_bound()).stream(text):
+            yield "text", 0, chunk.content
+            for call in chunk.tool_call_chunks:
+                yield "name", call["index"], call["name"] or ""
+                yield "arguments", call["index"], call["args"] or ""
+    streamed(ask)
+    tried("whole", lambda: langchain_bound().invoke(TWO))
+
+
+def langchain() -> None:
+    model = langchain_model
     def usage(of: dict) -> tuple:
         return (of["input_tokens"], of["output_tokens"])
     whole = model().invoke(ASK)
     told("whole", whole.content, usage(whole.usage_metadata))
-    all = None
-    for chunk in model().stream(ASK):
-        all = chunk if all is None else all + chunk
-    told("stream", all.content, usage(all.usage_metadata))
-    tool = convert_to_openai_tool({"title": "look_up", "description": "looks"} | LOOK_UP)
-    call = model().bind_tools([tool]).invoke(TOOL)
-    told("tool", [call.tool_calls[0]["name"], call.tool_calls[0]["args"]], usage(call.usage_metadata))
+    for what, of, prompt in [("stream", model(), ASK), ("tool", langchain_bound(), TOOL)]:
+        all = None
+        for chunk in of.stream(prompt):
+            all = chunk if all is None else all + chunk
+        text = all.content or [all.tool_calls[0]["name"], all.tool_calls[0]["args"]]
+        told(what, text, usage(all.usage_metadata))
     failed(lambda text: model().invoke(text))
     tried("denied", lambda: model("mock-2").invoke(ASK))
     left(model().stream(SLOW))
@@ -339,4 +397,8 @@ def responses() -> None:
     "langchain-openai": langchain,
     "openai calls": chat_calls,
     "anthropic calls": anthropic_calls,
+    "cohere calls": cohere_calls,
+    "mistralai calls": mistral_calls,
+    "litellm calls": litellm_calls,
+    "langchain-openai calls": langchain_calls,
 }[sdk]()
