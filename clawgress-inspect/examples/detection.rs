@@ -33,6 +33,9 @@ const BENIGN_MAX: &[(&str, f64)] = &[
     ("packages: descriptions", 2.0),
     ("packages: descriptions read by a tool", 10.0),
     ("packages: files of all kinds read by a tool", 6.0),
+    ("prompts of programs: deepeval", 3.0),
+    ("prompts of programs: llama-index-core", 0.0),
+    ("prompts of programs: ragas", 0.0),
 ];
 
 /// What a source came to.

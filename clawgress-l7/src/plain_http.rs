@@ -431,6 +431,10 @@ impl ProxyHttp for App {
             // All endpoints are one origin to a client: what one server sets, another would get.
             response.remove_header("set-cookie");
         }
+        if context.granted.as_ref().is_some_and(|granted| !granted.admitted().takes_chunks) {
+            // RFC 9112 section 6.1: what has no length ends with the connection.
+            response.remove_header(&http::header::TRANSFER_ENCODING);
+        }
         let is_switch = response.status == StatusCode::SWITCHING_PROTOCOLS;
         if response.status.is_informational() && !is_switch {
             self.inform(session, response, context);

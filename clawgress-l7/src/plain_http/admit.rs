@@ -78,6 +78,8 @@ pub struct Admitted {
     pub body: Body,
     /// Whether it came by HTTP/2.
     pub is_http2: bool,
+    /// Whether its client takes a body in chunks: not by HTTP/1.0.
+    pub takes_chunks: bool,
     /// Whether its client takes the gateway for the server.
     pub is_direct: bool,
     /// Whether the client takes trailers.
@@ -211,6 +213,7 @@ pub fn admit(head: &Head<'_>, place: &Place) -> Result<(Admitted, Vec<u8>), Drop
         awaits_continue: has("expect") && head.minor > 0 && head.body != Body::Length(0),
         body: head.body,
         is_http2: false,
+        takes_chunks: head.minor > 0,
         is_direct: !matches!(place, Place::Explicit { .. }),
         takes_trailers: head
             .fields

@@ -227,6 +227,8 @@ impl Granted {
         match self.admitted.scheme() {
             // Over HTTP/2 it would be opened otherwise (RFC 8441).
             _ if self.opens_web_socket() => ALPN::H1,
+            // Pingora writes what comes by HTTP/2 without a length in chunks, whoever takes it.
+            _ if !self.admitted.takes_chunks => ALPN::H1,
             Scheme::Https => ALPN::H2H1,
             Scheme::Http if is_known => ALPN::H2,
             Scheme::Http => ALPN::H1,

@@ -5,6 +5,8 @@ use clawgress_ebpf_common::DropReason;
 use crate::client::Client;
 use crate::harness::{Gateway, Options, POLICY};
 use crate::http2;
+use crate::intercept::{HOST, Site};
+use crate::streams::server;
 use crate::upstream::Upstream;
 
 const SMALL: &str = "[content]\nhold_bytes_max = 65536\nagent_memory_bytes_max = 20000000\n";
@@ -73,6 +75,31 @@ async fn few_interim_answers_go_on_and_none_where_answers_are_asked_about() {
     assert_eq!(statuses(&gateway, &host, "HTTP/1.1").await, [200]);
     let (_, outcome) = gateway.exchange(2).await;
     assert_eq!((outcome.status, outcome.reason), (Some(200), None));
+}
+
+/// Clients of HTTP/1.0 know no chunks (RFC 9112 section 6.1): what has no length ends with its connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_no_length_is_no_chunks_to_clients_of_http_1_0() {
+    let gateway = Gateway::start(Options::default()).await;
+    let upstream = Upstream::http("127.1.0.1").await;
+    upstream.seen.events.as_ref().expect("events").add_permits(2);
+    let host = format!("api.allowed.test:{}", upstream.address.port());
+    let (mut client, auth) = (gateway.client().await, gateway.web());
+    client.send(format!("GET http://{host}/sse HTTP/1.0\r\nHost: {host}\r\n{auth}\r\n")).await;
+    let head = client.answer_head().await;
+    let coded = (head.field("transfer-encoding"), head.field("content-length"), head.field("connection"));
+    assert_eq!((head.status, coded), (200, (None, None, Some("close"))));
+    let body = String::from_utf8(client.rest().await).expect("text");
+    assert!(body.starts_with("data: {") && body.ends_with("data: [DONE]\n\n"), "{body}");
+    // Likewise of a server that would speak HTTP/2.
+    let (upstream, pem) = server("127.1.0.1", HOST).await;
+    let site = Site::before(upstream, &pem, POLICY, "").await;
+    let mut client = site.inside().await;
+    let host = site.host();
+    client.send(format!("POST /echo HTTP/1.0\r\nHost: {host}\r\nContent-Length: 5\r\n\r\nhello")).await;
+    let head = client.answer_head().await;
+    assert_eq!((head.status, head.field("transfer-encoding")), (200, None));
+    assert_eq!(client.rest().await, b"hello");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use crate::harness::PATIENCE;
-use crate::upstream::{Seen, Upstream};
+use crate::upstream::{Seen, Upstream, http};
 
 /// Bytes of the answer at `/large`.
 pub const LARGE: usize = 60_000;
@@ -210,6 +210,8 @@ pub async fn server(ip: &str, name: &str) -> (Upstream, String) {
             let Ok(stream) = acceptor.accept(stream).await else { return };
             if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
                 serve(stream, seen, port).await;
+            } else {
+                let _ = http(stream, port, &seen).await;
             }
         }
     };

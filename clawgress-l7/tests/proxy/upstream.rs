@@ -211,7 +211,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for S {}
 
 const USAGE: &str = r#""usage":{"prompt_tokens":11,"completion_tokens":22,"total_tokens":33}"#;
 
-async fn http(mut stream: impl Carrier, port: u16, seen: &Seen) -> std::io::Result<()> {
+pub async fn http(mut stream: impl Carrier, port: u16, seen: &Seen) -> std::io::Result<()> {
     let mut held = Vec::new();
     loop {
         let end = loop {
