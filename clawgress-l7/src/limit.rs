@@ -77,7 +77,7 @@ pub const DIAL_STAGGER: Duration = Duration::from_millis(250);
 pub const UPSTREAM_WRITE: Duration = Duration::from_secs(60);
 /// Idle time of a pooled upstream connection: below the 60 s at which common servers close.
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(30);
-/// Pooled upstream connections, all agents together.
+/// Pooled upstream connections for each thread that serves, all agents together.
 pub const UPSTREAM_POOL: usize = 512;
 
 /// Streams of a client's connection of HTTP/2 at once: what RFC 9113 (6.5.2) calls the least that is useful.

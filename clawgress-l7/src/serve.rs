@@ -46,7 +46,7 @@ use crate::stream::Stream;
 use crate::tls::{self, Terminal};
 use crate::tunnel::Pipes;
 use crate::vault::Vault;
-use crate::{audit, connect, handover, http2, limit, opaque, peek, rest, socks};
+use crate::{audit, connect, handover, http2, limit, opaque, page, peek, rest, socks};
 
 /// For tasks to write their outcomes after they were cut.
 const CUT: Duration = Duration::from_secs(1);
@@ -197,7 +197,13 @@ impl Serving {
                 let _cut = Box::pin(http2::serve(self, front, stream, held, deadline)).await;
             }
             Ok(Protocol::Http2) => self.deny(&connection, DropReason::UpgradeUnsupported),
-            Ok(Protocol::Tls | Protocol::Unknown) => self.deny(&connection, DropReason::ProtocolUnknown),
+            // `https://` in place of `http://` before the proxy: the other listener is meant.
+            Ok(Protocol::Tls) => {
+                let reason = DropReason::ProtocolUnknown;
+                self.deny(&connection, reason);
+                Box::pin(peek::say_and_close(stream, &page::alert(reason))).await;
+            }
+            Ok(Protocol::Unknown) => self.deny(&connection, DropReason::ProtocolUnknown),
             Err(reason) => self.deny(&connection, reason),
         }
     }

@@ -346,6 +346,12 @@ async fn what_follows_the_200_must_be_what_was_judged() {
         assert!(client.rest().await.is_empty());
         assert_eq!(gateway.exchange(n).await.0.reason, Some(reason));
     }
+    // To the proxy itself TLS is none, in clear: who takes it for one that reads TLS is told.
+    let n = gateway.outcomes();
+    let mut client = gateway.client().await;
+    client.send(hello("api.allowed.test")).await;
+    assert_eq!(client.rest().await, [21, 3, 3, 0, 2, 2, 49]);
+    assert_eq!(gateway.exchange(n).await.0.reason, Some(DropReason::ProtocolUnknown));
     // Whoever leaves without a byte had an upstream dialled, too.
     let n = gateway.outcomes();
     drop(gateway.connect(&target).await);

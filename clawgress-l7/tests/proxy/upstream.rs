@@ -205,7 +205,7 @@ impl Upstream {
 }
 
 /// What a server's connection is carried by.
-trait Carrier: AsyncRead + AsyncWrite + Unpin {}
+pub trait Carrier: AsyncRead + AsyncWrite + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Carrier for S {}
 
