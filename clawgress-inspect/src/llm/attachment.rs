@@ -47,6 +47,8 @@ pub(super) struct Attachment {
     /// Whether its first bytes were looked at for that.
     was_looked_at: bool,
     has_any: bool,
+    /// Whether what holds it says that it is an image.
+    is_image: bool,
 }
 
 /// What a URL of data begins with.
@@ -138,6 +140,11 @@ impl Lines {
 // === impl Attachment ===
 
 impl Attachment {
+    /// One that has not begun, and whether what holds it says that it is an image.
+    pub(super) fn said(is_image: bool) -> Attachment {
+        Attachment { is_image, ..Attachment::default() }
+    }
+
     /// Begins its data, or where it is.
     pub(super) fn begin(&mut self, is_link: bool) {
         self.head.clear();
@@ -303,7 +310,7 @@ impl Attachments {
             let bytes = if attachment.is_text { attachment.written } else { attachment.written / 4 * 3 };
             self.bytes = self.bytes.saturating_add(bytes).saturating_add(attachment.before / 4 * 3);
         }
-        if attachment.media_type.starts_with("image/") || attachment.shows_image() {
+        if attachment.is_image || attachment.media_type.starts_with("image/") || attachment.shows_image() {
             self.images = self.images.saturating_add(1);
         }
         let kind = &attachment.media_type;

@@ -1,6 +1,6 @@
 //! What a request to a model says, and why that can't be known. Must never hold a text that it shows.
 
-use super::caps::{CapNames, Caps};
+use super::caps::{CapNames, Caps, NewTokens};
 use super::{Attachments, Role, Surface, Told};
 
 /// Why what a request asks for can't be known.
@@ -131,8 +131,12 @@ impl Call {
     pub fn tokens_max_of(&self, surface: Surface, names: CapNames) -> Option<u64> {
         match surface {
             Surface::OllamaChat | Surface::OllamaGenerate => self.tokens_predict,
-            _ => self.caps.most_of(surface, names),
+            _ => self.caps.most_of(surface, names, self.new_tokens()),
         }
+    }
+
+    pub(super) fn new_tokens(&self) -> NewTokens {
+        NewTokens { inputs: self.shape.inputs, text: self.caps.has_text() }
     }
 }
 

@@ -84,6 +84,10 @@ pub fn changed(
         let names = wanted.cap_names;
         let is_so = call.tokens_max_of(surface, names).is_some_and(|now| now <= most);
         if !is_so {
+            if surface == Surface::Completions && names == CapNames::NewTokens && call.new_tokens().of_both()
+            {
+                return Err(ChangeError::NotSo("that limit of tokens"));
+            }
             change.tokens(most, call.caps.answers(), names)?;
         }
     }
@@ -243,9 +247,9 @@ impl Change<'_> {
             Surface::Completions if names == CapNames::NewTokens => {
                 // SGLang has no `inputs`.
                 if self.find(&["inputs"]).is_some() {
-                    &[&["parameters", "max_new_tokens"], &["sampling_params", "max_new_tokens"]]
+                    &[&["parameters", "max_new_tokens"]]
                 } else {
-                    &[&["sampling_params", "max_new_tokens"], &["parameters", "max_new_tokens"]]
+                    &[&["sampling_params", "max_new_tokens"]]
                 }
             }
             Surface::Completions | Surface::Messages | Surface::CohereChat => &[&["max_tokens"]],

@@ -208,7 +208,7 @@ impl Node {
                 Key::MaxOutputTokens => N::Cap(Cap::ConfigMaxOutputTokens),
                 Key::MaxTokenCount => N::Cap(Cap::MaxTokenCount),
                 Key::NumPredict => N::Predict,
-                Key::CandidateCount => N::Copies,
+                Key::CandidateCount | Key::N | Key::BestOf => N::Copies,
                 _ => N::Skip,
             },
             N::StreamOptions if key == Key::IncludeUsage => N::IncludeUsage,

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use super::attachment::Attachment;
 use super::call::{Call, CallError, Signs};
+use super::caps::Holder;
 use super::estimate::Estimator;
 use super::grammar::{self, Node};
 use super::key::{KEY_BYTES_MAX, Key, OTHERS, ROOT_TOOLS};
@@ -34,6 +35,11 @@ struct Frame {
     /// Tools that were named when it began.
     offered: u64,
     role: Role,
+    /// What it is, where it may hold limits.
+    holder: Holder,
+    /// Whether it says that what is attached in it is an image; and what was attached when it began, images and all.
+    is_image: bool,
+    attached: [u32; 2],
 }
 
 /// What becomes of the string or word at hand.
@@ -80,6 +86,9 @@ pub struct Request {
     /// Whether what comes next wraps a call, in a way that not every server knows, and how deep one is that does.
     wraps: bool,
     wrapped: Option<usize>,
+    /// What holds limits next, and whether what is attached next is said to be an image.
+    holder: Holder,
+    says_image: bool,
     /// How deep the text begins that all within is.
     every: Option<usize>,
     error: Option<CallError>,
@@ -110,6 +119,8 @@ impl Default for Request {
             unknown: Vec::new(),
             offered: 0,
             known: HashSet::new(),
+            holder: Holder::Root,
+            says_image: false,
             every: None,
             wraps: false,
             wrapped: None,
@@ -212,6 +223,7 @@ impl Request {
             (place, error) = (Node::Skip, Some(CallError::Type));
         }
         self.call.is_partial |= place == Node::Remote;
+        self.counts_prompt(place, !is_object);
         self.call.shape.prompt_object |= is_object && place == Node::Prompt && self.frames.len() == 1;
         let node = place.opened(is_object);
         let outer = self.frames.last().map_or(Role::Unknown, |frame| frame.role);
@@ -239,7 +251,7 @@ impl Request {
             self.texts.begin(Some(from));
         }
         if matches!(node, Node::Attachment) && self.attachment_depth() == 0 {
-            self.attachment = Attachment::default();
+            self.attachment = Attachment::said(self.says_image);
         }
         if is_object && matches!(place, Node::Tools | Node::Tool) {
             self.call.shape.tuned = true;
@@ -248,7 +260,19 @@ impl Request {
         if (std::mem::take(&mut self.wraps) || is_one_of_many) && node == Node::Root {
             self.wrapped.get_or_insert(self.frames.len());
         }
-        self.frames.push(Frame { node, is_object, keys: 0, offered: self.offered, role });
+        let holder = if node == Node::Config { self.holder } else { Holder::Root };
+        let attached = [self.call.attachments.images, self.call.attachments.count];
+        let frame = Frame {
+            node,
+            is_object,
+            keys: 0,
+            offered: self.offered,
+            role,
+            holder,
+            is_image: false,
+            attached,
+        };
+        self.frames.push(frame);
         error.map_or(Ok(()), Err)
     }
 
@@ -288,7 +312,11 @@ impl Request {
                 self.call.attachments.add(&attachment);
             }
             Node::Tool if frame.is_object => return self.tool_ends(frame),
-            Node::Part(None) if frame.is_object => self.shape_of_part(frame),
+            Node::Part(None) if frame.is_object => {
+                self.images_of_part(frame);
+                self.shape_of_part(frame);
+            }
+            Node::Part(Some(_)) if frame.is_object => self.images_of_part(frame),
             _ => {}
         }
         Ok(())
@@ -306,6 +334,7 @@ impl Request {
             (self.scalar, self.has_begun) = (Scalar::Skip, true);
             return Err(CallError::NoObject);
         }
+        self.counts_prompt(place, kind == Kind::Text);
         self.scalar = match (place, kind) {
             _ if self.every.is_some() => Scalar::Within,
             (Node::Content(from), Kind::Text) => {
@@ -344,7 +373,7 @@ impl Request {
             (Node::Input | Node::Say(_) | Node::Prompt, _) => Scalar::Token,
             (Node::Blob | Node::Link, Kind::Text) => {
                 if self.attachment_depth() == 0 {
-                    self.attachment = Attachment::default();
+                    self.attachment = Attachment::said(self.says_image);
                 }
                 self.attachment.begin(place == Node::Link);
                 Scalar::Blob
@@ -466,7 +495,12 @@ impl Request {
         let folded = if exact.is_none() { Key::folded(name).filter(means) } else { None };
         let mut error = folded.is_some().then_some(CallError::Letters);
         let Some(key) = exact.or(folded) else {
-            self.next = frame.node.other(name);
+            self.next = frame.node.other(name).limit(frame.holder, name);
+            self.holder = Holder::of(name);
+            if is_root && matches!(name, "input_ids" | "input_embeds") {
+                self.call.caps.text();
+            }
+            self.says_image &= frame.node == Node::Attachment;
             self.wraps = self.next == Node::Root;
             self.call.is_partial |= frame.node == Node::Attachment && self.next == Node::Link;
             if frame.node == Node::Tool && !grammar::NO_TOOLS.contains(&name) {
@@ -480,7 +514,11 @@ impl Request {
             shape_of_other(&mut self.call.shape, frame.node, is_root, name);
             return Ok(());
         };
-        self.next = frame.node.member(key);
+        self.next = frame.node.member(key).limit(frame.holder, name);
+        self.holder = Holder::of(name);
+        if frame.node != Node::Attachment {
+            self.says_image = matches!(key, Key::ImageUrl | Key::Image | Key::Blobs);
+        }
         self.wraps = false;
         self.call.is_partial |= self.next == Node::Link && matches!(key, Key::FileId | Key::FileUri);
         if self.next != Node::Skip && frame.keys & key.bit() != 0 {
@@ -525,7 +563,11 @@ impl Request {
                 self.is_by(role, sink);
             }
             (node, ..) if node.is_scalar() => return Err(CallError::Type),
-            (Node::TypeName, Kind::Text, Some(kind)) => self.call.shape.signs.add(Signs::of_part(kind)),
+            (Node::TypeName, Kind::Text, Some(kind)) => {
+                self.call.shape.signs.add(Signs::of_part(kind));
+                let is_image = kind.split('_').any(|word| word == "image");
+                self.frames.iter_mut().last().into_iter().for_each(|frame| frame.is_image |= is_image);
+            }
             (Node::ItemType, Kind::Text, Some(kind)) => {
                 self.call.is_partial |= kind == "item_reference";
                 match kind {
@@ -556,18 +598,6 @@ impl Request {
         Ok(())
     }
 
-    /// How many tokens an answer may have, or how many answers there may be.
-    fn limit(&mut self, node: Node, most: u64) {
-        match node {
-            Node::Predict | Node::Cap(_) if self.wrapped.is_some() => self.call.caps.add_within(most),
-            Node::Predict => self.call.tokens_predict = self.call.tokens_predict.max(Some(most)),
-            Node::Copies => self.call.caps.copies(most),
-            Node::Cap(cap) => self.call.caps.add(cap, most),
-            _ => {}
-        }
-        self.call.tokens_max = self.call.caps.most();
-    }
-
     fn is_by(&mut self, role: Role, sink: &mut dyn FnMut(&Piece<'_>)) {
         self.texts.is_by(role, sink);
         if let Some(frame) = self.frames.last_mut()
@@ -579,6 +609,7 @@ impl Request {
 }
 
 mod fields;
+mod limits;
 mod shape;
 mod tools;
 mod values;

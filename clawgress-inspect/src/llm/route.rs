@@ -479,7 +479,8 @@ fn is_surface(words: &[&str]) -> bool {
 /// Gemini's and Vertex's paths end in `{model}:{verb}`.
 fn google(route: &mut Route, decoded: &[String], model: &str, verb: &str) {
     // Of Anthropic at Vertex: the body names the model.
-    let counts = model.eq_ignore_ascii_case("count-tokens") && verb == "rawpredict";
+    let is_own = |of: &[String]| matches!(of, [.., one, two, three, _] if one == "publishers" && two == "anthropic" && three == "models");
+    let counts = model == "count-tokens" && verb == "rawpredict" && is_own(decoded);
     (route.surface, route.stream) = match verb {
         "rawpredict" if counts => (Surface::CountTokens, Some(false)),
         "generatecontent" => (Surface::GenerateContent, Some(false)),

@@ -136,7 +136,8 @@ impl Claims {
             (!is_ascii).then_some(Unreadable::Charset)
         });
         let subtype = media_type.split_once('/').map_or("", |(_, subtype)| subtype);
-        let lines = ["x-ndjson", "ndjson", "jsonl", "x-jsonlines", "jsonlines", "json-seq", "jsonl+json"];
+        let lines =
+            ["x-ndjson", "ndjson", "jsonl", "x-jsonl", "x-jsonlines", "jsonlines", "json-seq", "jsonl+json"];
         let reading = match &*media_type {
             "application/x-www-form-urlencoded" => Reading::Form,
             kind if kind.starts_with("multipart/") => match only("boundary") {

@@ -55,7 +55,7 @@ type Row = (&'static str, &'static str, Option<bool>, Option<u64>, [u32; 5], &'s
 const ROWS: &[Row] = &[
     ("openai_chat.json", "gpt-5-mini", Some(true), Some(2048), [1, 1, 1, 1, 0], "lookup pay"),
     ("openai_responses.json", "gpt-5", None, Some(300), [0, 1, 3, 1, 1], "search web_search mcp"),
-    ("openai_completions.json", "gpt-3.5-turbo-instruct", None, Some(32), [0; 5], ""),
+    ("openai_completions.json", "gpt-3.5-turbo-instruct", None, Some(64), [0; 5], ""),
     ("openai_embeddings.json", "text-embedding-3-small", None, None, [0; 5], ""),
     ("openai_images.json", "gpt-image-1", None, None, [0; 5], ""),
     ("openai_speech.json", "gpt-4o-mini-tts", None, None, [0; 5], ""),
@@ -196,7 +196,7 @@ fn what_else_they_say() {
     );
     assert_eq!(chat.tool_choice, Choice::Named("lookup".to_owned()));
     let held = &chat.attachments;
-    assert_eq!((held.count, held.images, held.links), (4, 1, 2));
+    assert_eq!((held.count, held.images, held.links), (4, 2, 2));
     assert_eq!(held.media_types, ["image/png"]);
     let nobody = br#"{"model":"m","messages":[],"user":null,"metadata":{"user_id":""}}"#;
     let mut inspector =
@@ -217,7 +217,29 @@ fn what_else_they_say() {
     assert_eq!(call("openai_transcription.form").attachments.bytes, 8);
     assert_eq!(call("ollama_chat.json").attachments.images, 1);
     assert_eq!(call("openai_translation.form").attachments.bytes, 8);
-    assert_eq!(call("openai_image_edits.form").attachments.count, 3);
+    let edits = call("openai_image_edits.form").attachments;
+    assert_eq!((edits.count, edits.images), (3, 3));
+    // Wherever it is, and whatever says that it is one.
+    for (part, images) in [
+        (r#"{"type":"image_url","image_url":{"url":"https://a.test/a.jpg"}}"#, 1),
+        (r#"{"type":"input_image","image_url":"https://a.test/a.jpg"}"#, 1),
+        (r#"{"type":"input_image","file_id":"file-1"}"#, 1),
+        (r#"{"file_id":"file-1","type":"input_image"}"#, 1),
+        (r#"{"type":"image","source":{"type":"url","url":"https://a.test/a"}}"#, 1),
+        (r#"{"image":{"format":"jpeg","source":{"s3Location":{"uri":"s3://b/k"}}}}"#, 1),
+        (r#"{"type":"document","source":{"type":"url","url":"https://a.test/a.pdf"}}"#, 0),
+        (r#"{"type":"input_file","file_url":"https://a.test/a.pdf"}"#, 0),
+        (r#"{"type":"file","file":{"file_id":"file-1"}}"#, 0),
+    ] {
+        let body = format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":[{part},{{"type":"text","text":"a"}}]}}]}}"#
+        );
+        let mut inspector =
+            Inspector::of_call(Claims::new(&[], &[]), Limits::default(), Some(Surface::ChatCompletions));
+        inspector.push(body.as_bytes()).and_then(|()| inspector.finish()).expect("read");
+        let held = &inspector.call().expect("a call").call().attachments;
+        assert_eq!((held.count, held.images), (1, images), "{part}");
+    }
     let variations = call("openai_image_variations.form");
     assert_eq!((variations.attachments.count, variations.end_user.as_deref()), (1, Some("user-7")));
     assert_eq!(call("bedrock_guardrail.json").attachments.images, 1);

@@ -19,7 +19,7 @@ use clawgress_policy::transform::body::BodyChanges;
 use clawgress_policy::{Look, PayloadNeed};
 use pingora_proxy::Session;
 
-use super::model::{Asking, Calling};
+use super::model::{Asking, Calling, Unread};
 use super::rewrite::{Rewritten, is_signed};
 use super::said::{self, Said, operation};
 use super::tool::{Addressed, Mismatch};
@@ -106,7 +106,8 @@ impl Body {
             PayloadNeed::default()
         };
         said.looked = need.look();
-        let before = calling.as_ref().and_then(|calling| calling.before(claims.is_protobuf()));
+        let unread = Unread { is_protobuf: claims.is_protobuf(), bytes: declared };
+        let before = calling.as_ref().and_then(|calling| calling.before(unread));
         // What streams may turn out to be a call as long as it comes.
         said.is_call_known = calling.is_some();
         said.call = before.map(Arc::new);

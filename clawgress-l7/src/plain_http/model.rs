@@ -264,6 +264,22 @@ fn day_of(now: Timestamp) -> Day {
     Day::new(year, part(date.month()), part(date.day())).unwrap_or(Day::EVER)
 }
 
+/// What a head says of a body.
+#[derive(Clone, Copy, Debug)]
+pub struct Unread {
+    /// Whether only its server can read it.
+    pub is_protobuf: bool,
+    /// Its length, where that is told.
+    pub bytes: Option<u64>,
+}
+
+// === impl Unread ===
+
+impl Unread {
+    /// Of no body.
+    pub const NONE: Unread = Unread { is_protobuf: false, bytes: Some(0) };
+}
+
 // === impl Calling ===
 
 impl Calling {
@@ -315,9 +331,9 @@ impl Calling {
         }
     }
 
-    /// What is known of it before its body is, which may be one that `only_its_server_reads`.
+    /// What is known of it before its body is, or where nobody reads that.
     #[must_use]
-    pub fn before(&self, only_its_server_reads: bool) -> Option<Facts> {
+    pub fn before(&self, body: Unread) -> Option<Facts> {
         let names_later = |route: &Route| match self.opens {
             // Each message is the call, or the first: nothing goes on before it is judged.
             Some(Dialect::Responses) => true,
@@ -332,7 +348,10 @@ impl Calling {
         };
         facts.names(route.model.clone().unwrap_or_default());
         facts.stream = route.surface == Surface::Realtime;
-        facts.partial = matches!(route.surface, Surface::Batches | Surface::Files) || only_its_server_reads;
+        facts.partial = matches!(route.surface, Surface::Batches | Surface::Files) || body.is_protobuf;
+        if body.bytes != Some(0) && (route.surface == Surface::Files || body.is_protobuf) {
+            (facts.attachments, facts.attachment_bytes) = (1, body.bytes.unwrap_or(u64::MAX));
+        }
         facts.unpriced = !self.is_priced(&facts);
         Some(facts)
     }
@@ -456,7 +475,10 @@ impl Facts {
 
     /// What nobody could read by its head, nobody did.
     pub fn stays_partial(&mut self, before: Option<&Facts>) {
-        self.partial |= before.is_some_and(|before| before.partial);
+        let Some(before) = before.filter(|before| before.partial) else { return };
+        self.partial = true;
+        (self.attachments, self.attachment_bytes) =
+            (self.attachments.max(before.attachments), self.attachment_bytes.max(before.attachment_bytes));
     }
 
     /// What policy is asked.

@@ -9,7 +9,7 @@ use clawgress_policy::{CallsLook, CallsNeed, Look, Operation, PayloadNeed};
 use http::StatusCode;
 
 use super::Admitted;
-use super::model::Facts;
+use super::model::{Facts, Unread};
 use super::said::operation;
 use crate::decide::{self, Ruling};
 use crate::gateway::Gateway;
@@ -129,7 +129,7 @@ pub fn rule(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted, http
 /// Whether what policy says of a call depends on messages to a provider of models that are not read.
 fn needs_call_read(gateway: &Gateway, plan: &Plan, who: &Who, admitted: &Admitted) -> bool {
     let calling = gateway.calls.calling(plan, who, admitted, gateway.audit.now());
-    let facts = calling.as_ref().and_then(|calling| calling.before(false));
+    let facts = calling.as_ref().and_then(|calling| calling.before(Unread::NONE));
     let needs = |facts: &Facts| {
         let operation = facts.operation(admitted);
         // What is refused without is refused as it is.

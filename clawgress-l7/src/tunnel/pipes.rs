@@ -106,10 +106,11 @@ impl Pipes {
     /// An empty pipe for much of an agent's, as far as there are any and it has not its share; else as [`take`](Self::take).
     #[must_use]
     pub fn take_wide(self: &Arc<Self>, agent: u32) -> Option<Pipe> {
+        let most = (self.live_max / PART).max(1);
         let idle = {
             let mut kept = self.kept.lock();
             let used = kept.used.entry(agent).or_default();
-            let is_free = used.wide < WIDE_SHARE;
+            let is_free = used.wide < WIDE_SHARE && used.all < most;
             used.all += usize::from(is_free);
             used.wide += usize::from(is_free);
             is_free.then(|| kept.idle_wide.pop())

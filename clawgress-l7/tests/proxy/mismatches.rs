@@ -130,5 +130,8 @@ async fn what_a_provider_calls_otherwise_is_looked_at() {
         let decision = records.iter().rfind(|r| r.kind == RecordKind::Decision).expect("decided");
         let llm = decision.attributes.as_ref().and_then(|a| a.llm.clone()).expect("a call");
         assert_eq!(llm.model.is_empty(), path != "/v1/responses", "{path} {body}");
+        let is_unread = kind == "application/grpc" || path == "/v1/files";
+        let attached = (u32::from(is_unread), if is_unread { length as u64 } else { 0 });
+        assert_eq!((llm.attachments, llm.attachment_bytes), (attached.0, Some(attached.1)), "{path}");
     }
 }

@@ -54,6 +54,17 @@ fn what_was_sent_of_a_broken_stream_is_estimated() {
     assert!((30..=60).contains(&answer.output_estimated), "{}", answer.output_estimated);
 }
 
+/// What a batch holds is told again as often as somebody asks: it costs nothing then.
+#[test]
+fn results_of_batches_cost_nothing_when_they_are_told() {
+    let lines = [
+        r#"{"custom_id":"1","response":{"status_code":200,"body":{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":9}}}}"#,
+        r#"{"custom_id":"2","result":{"type":"succeeded","message":{"content":[],"usage":{"input_tokens":9,"output_tokens":9}}}}"#,
+    ];
+    assert_eq!(Format::of("application/x-jsonl"), Some(Format::Lines));
+    assert_eq!(read(Format::Lines, lines.join("\n").as_bytes()).usage, None);
+}
+
 /// Of a prompt that is not answered, what it counted is all there is.
 #[test]
 fn a_prompt_that_is_blocked_is_counted() {

@@ -297,6 +297,16 @@ fn a_completion_is_limited_by_the_name_of_its_server() {
         ),
         (
             CapNames::NewTokens,
+            r#"{"inputs":"a","sampling_params":{"max_new_tokens":1}}"#,
+            r#"{"parameters":{"max_new_tokens":100},"inputs":"a","sampling_params":{"max_new_tokens":1}}"#,
+        ),
+        (
+            CapNames::Predict,
+            r#"{"prompt":"a","N_PREDICT":1}"#,
+            r#"{"n_predict":100,"prompt":"a","N_PREDICT":1}"#,
+        ),
+        (
+            CapNames::NewTokens,
             r#"{"text":"a","sampling_params":{}}"#,
             r#"{"text":"a","sampling_params":{"max_new_tokens":100}}"#,
         ),

@@ -40,7 +40,8 @@ impl Request {
             // Its bytes are as they are.
             let is_typed = self.next.is_scalar() || self.next == Node::EndUser;
             (self.scalar, self.next) = (Scalar::File, Node::Skip);
-            self.attachment = Attachment::default();
+            // `image[]` and `mask`, of those that are edited.
+            self.attachment = Attachment::said(field.name.starts_with("image") || field.name == "mask");
             let fails = if is_typed { Some(CallError::Type) } else { self.error };
             return fails.map_or(Ok(false), |error| self.event_fails(error).map(|()| false));
         }

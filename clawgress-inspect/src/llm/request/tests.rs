@@ -31,7 +31,7 @@ fn refuses(body: &str, want: CallError) {
 }
 
 #[track_caller]
-fn takes(body: &str) -> Call {
+pub(super) fn takes(body: &str) -> Call {
     let (read, request) = read(body.as_bytes());
     assert_eq!(read, Ok(()), "{body}");
     request.call
@@ -204,19 +204,6 @@ fn answers_that_may_be_many_count_each() {
         (r#"{"max_tokens":1}"#, S::GenerateContent, CapNames::Newer, None),
         (r#"{"max_completion_tokens":1}"#, S::Messages, CapNames::Newer, None),
         (r#"{"max_gen_len":4}"#, S::Invoke, CapNames::Common, Some(4)),
-        // Of completions, whose they are.
-        (r#"{"n_predict":4}"#, S::Completions, CapNames::Common, None),
-        (r#"{"max_tokens_to_sample":4}"#, S::Completions, CapNames::Common, None),
-        (r#"{"parameters":{"max_new_tokens":4}}"#, S::Completions, CapNames::Common, None),
-        (r#"{"max_tokens":4}"#, S::Completions, CapNames::Common, Some(4)),
-        (r#"{"n_predict":4}"#, S::Completions, CapNames::Predict, Some(4)),
-        (r#"{"max_tokens":4}"#, S::Completions, CapNames::Predict, None),
-        (r#"{"max_tokens":4,"n_predict":-1}"#, S::Completions, CapNames::Common, Some(u64::MAX)),
-        (r#"{"max_tokens_to_sample":4}"#, S::Completions, CapNames::ToSample, Some(4)),
-        (r#"{"max_tokens":4}"#, S::Completions, CapNames::ToSample, None),
-        (r#"{"parameters":{"max_new_tokens":4}}"#, S::Completions, CapNames::NewTokens, Some(4)),
-        (r#"{"max_new_tokens":4}"#, S::Completions, CapNames::NewTokens, None),
-        (r#"{"max_tokens":4}"#, S::Completions, CapNames::NewTokens, None),
         // What some take before the name that all take.
         (r#"{"max_tokens":1,"max_completion_tokens":900}"#, S::ChatCompletions, CapNames::Common, Some(900)),
         (r#"{"max_tokens":1,"n_predict":900}"#, S::ChatCompletions, CapNames::Common, Some(900)),

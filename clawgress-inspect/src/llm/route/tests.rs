@@ -120,6 +120,13 @@ const ROWS: &[Row] = &[
         Some(false),
     ),
     (
+        "us-east5-aiplatform.googleapis.com/v1/projects/p/locations/l/endpoints/count-tokens:rawPredict",
+        "vertex",
+        S::Predict,
+        "count-tokens",
+        Some(false),
+    ),
+    (
         "12.us-central1-34.prediction.vertexai.goog/v1/projects/p/locations/l/endpoints/12:predict",
         "vertex",
         S::Predict,

@@ -30,7 +30,8 @@ impl Node {
             // Of what is listed, the number is no answer's beside another.
             Node::Items if name == "index" => Node::Skip,
             Node::Items => turn(name),
-            Node::Result if name == "message" => Node::Top(0),
+            // What results of a batch cost, was counted when they were made.
+            Node::Result if name == "message" => Node::Turn,
             // Why Gemini does not answer a prompt.
             Node::Feedback if name == "blockReason" => Node::Finish,
             Node::Predictions if name == "embeddings" => Node::Predictions,
@@ -82,7 +83,7 @@ fn top(name: &str, more: u8) -> Node {
         // Of a batch: of Anthropic, and of OpenAI within the response.
         "result" => Node::Result,
         "promptFeedback" => Node::Feedback,
-        "body" if more == 0 => Node::Top(0),
+        "body" if more == 0 => Node::Turn,
         "error" => Node::Error,
         name if is_packed(name) => Node::Packed,
         "done" => Node::Done,
