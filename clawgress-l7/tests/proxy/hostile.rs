@@ -8,9 +8,11 @@ use clawgress_ebpf_common::DropReason;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, TestRunner};
+use tokio::io::AsyncWriteExt as _;
 
 use crate::harness::{Gateway, Options};
 use crate::http2::until;
+use crate::tunnels::hello;
 use crate::upstream::Upstream;
 
 async fn both() -> (Gateway, Upstream, String) {
@@ -139,6 +141,17 @@ async fn slow_and_silent_clients_meet_a_deadline() {
         gateway.connect(&format!("api.allowed.test:{}", upstream.address.port())).await;
     after_connect.send(b"\x16\x03\x01").await;
     let (mut quiet, _) = gateway.connect(&format!("api.allowed.test:{}", upstream.address.port())).await;
+    // A hello that comes byte by byte is no more patient a matter.
+    let (mut dripped, _) = gateway.connect(&format!("api.allowed.test:{}", upstream.address.port())).await;
+    let dripped = tokio::spawn(async move {
+        for byte in hello("api.allowed.test") {
+            let sent = dripped.stream.write_all(&[byte]).await;
+            if sent.is_err() || dripped.is_closed(Duration::from_millis(100)).await {
+                return true;
+            }
+        }
+        false
+    });
     let mut drip = gateway.client().await;
     let mut kept = gateway.client().await;
     kept.send(format!("GET http://{host}/good HTTP/1.1\r\nHost: {host}\r\n{}\r\n", gateway.web())).await;
@@ -160,9 +173,10 @@ async fn slow_and_silent_clients_meet_a_deadline() {
     // What is left of an alert, then the end.
     after_connect.rest().await;
     assert!(quiet.is_closed(closed).await);
+    assert!(dripped.await.expect("no panic"), "nor does one of a hello");
     good(&gateway, &host).await;
-    // Whoever says nothing was let through to where it went; half a hello is denied.
-    for (verdict, policies) in [(Verdict::Allow, 3), (Verdict::Deny, 0)] {
+    // Whoever says nothing was let through to where it went; half a hello is denied, twice.
+    for (verdict, policies, times) in [(Verdict::Allow, 3, 1), (Verdict::Deny, 0, 2)] {
         let is_one = |records: &[AuditRecord]| {
             let late = |r: &&AuditRecord| r.status == Some(200) && r.reason == Some(DropReason::Timeout);
             let of = |outcome: &AuditRecord| {
@@ -173,7 +187,7 @@ async fn slow_and_silent_clients_meet_a_deadline() {
                 };
                 records.iter().find(decision).is_some_and(|r| r.policies.len() == policies)
             };
-            records.iter().filter(late).filter(|r| of(r)).count() == 1
+            records.iter().filter(late).filter(|r| of(r)).count() == times
         };
         until("the record", || is_one(&gateway.control.records())).await;
     }
