@@ -191,6 +191,12 @@ impl Bucket {
         }
     }
 
+    /// The policies of all texts that begin so.
+    fn of_texts(&self, begin: &str) -> impl Iterator<Item = u32> {
+        let of = self.texts.iter().filter(move |(text, _)| text.starts_with(begin));
+        of.flat_map(|(_, policies)| policies).copied()
+    }
+
     /// The policies that can match what is asked.
     fn candidates<'a>(&'a self, ask: &'a Ask<'_>) -> impl Iterator<Item = u32> + 'a {
         let sets = if self.sets.is_empty() { &[][..] } else { ask.sets() };
@@ -322,8 +328,16 @@ impl Inner {
             let policy = group.policies.get(number as usize);
             policy.is_some_and(|policy| concerns(policy) && policy.certain(&ask).is_none())
         };
-        let mut buckets = group.buckets(request.agent);
-        buckets.any(|bucket| bucket.candidates(&ask).any(depends))
+        if group.buckets(request.agent).any(|bucket| bucket.candidates(&ask).any(depends)) {
+            return true;
+        }
+        // Of a model that nobody knows, each that is written may be it: where its policies' conditions may hold, that decides.
+        let Some(begin) = ask.begin_unseen() else { return false };
+        let may_hold = |number: u32| {
+            let policy = group.policies.get(number as usize);
+            policy.is_some_and(|policy| concerns(policy) && policy.certain(&ask) != Some(false))
+        };
+        group.buckets(request.agent).any(|bucket| bucket.of_texts(&begin).any(may_hold))
     }
 
     /// Whether the policies of a group may permit a request of which not all is known: one may match that permits, and none is

@@ -121,6 +121,44 @@ impl<'a> Ask<'a> {
         Some(self.text.get_or_init(|| text_of(host)))
     }
 
+    /// What the texts of all resources begin with that it may be, where nobody knows which model is asked for.
+    pub(super) fn begin_unseen(&self) -> Option<String> {
+        let is_unseen = || self.given.unseen.has(Attribute::LlmModel);
+        self.offering().filter(|_| is_unseen()).map(|by| offered(by, ""))
+    }
+
+    /// Whether the resource, a model that nobody knows, is one of these, or in it: `None` where it may be.
+    fn is_unseen_in(&self, begin: &str, entities: &[&Entity]) -> Option<bool> {
+        let is_of = |entity: &Entity| entity.kind == Kind::Provider && self.is_in(Own::Resource, entity);
+        let may_be = |entity: &Entity| entity.kind == Kind::Model && entity.id.starts_with(begin);
+        if entities.iter().any(|entity| is_of(entity)) {
+            return Some(true);
+        }
+        (!entities.iter().any(|entity| may_be(entity))).then_some(false)
+    }
+
+    /// What a tree about such a resource comes to, if it is one that asks about it itself; of what else does, nothing is certain.
+    fn about_unseen(&self, node: &Node) -> Option<Result<Val<'_>, Unsure>> {
+        let known = match node {
+            Node::Resource => None,
+            Node::Is(of, kind) if matches!(**of, Node::Resource) => Some(self.kind(Own::Resource) == *kind),
+            Node::In(of, entities) if matches!(**of, Node::Resource) => {
+                self.is_unseen_in(&self.begin_unseen()?, &entities.iter().collect::<Vec<_>>())
+            }
+            Node::Eq(pair) => match (&pair.0, &pair.1) {
+                (Node::Resource, Node::Const(Const::Entity(entity)))
+                | (Node::Const(Const::Entity(entity)), Node::Resource)
+                    if entity.kind == Kind::Model =>
+                {
+                    self.is_unseen_in(&self.begin_unseen()?, &[entity])
+                }
+                _ => return None,
+            },
+            _ => return None,
+        };
+        self.begin_unseen().map(|_| known.map(Val::Bool).ok_or(Unsure))
+    }
+
     /// A text by which policies are found, if the request has it.
     pub(super) fn subject(&self, subject: Subject) -> Option<&str> {
         match (subject, &self.request.operation) {
@@ -209,6 +247,11 @@ impl<'a> Ask<'a> {
 
     /// The value of a tree, if it is certain.
     pub(super) fn run<'b>(&'b self, node: &'b Node) -> Result<Val<'b>, Unsure> {
+        if self.given.unseen.has(Attribute::LlmModel)
+            && let Some(known) = self.about_unseen(node)
+        {
+            return known;
+        }
         Ok(match node {
             Node::Const(constant) => Val::of(constant),
             Node::Set(elements) => Val::Set(elements),

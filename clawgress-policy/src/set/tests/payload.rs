@@ -305,9 +305,13 @@ fn a_media_type_that_nobody_knows_decides_where_a_policy_asks_for_it() {
     assert!(needs(&obliged("@effect(\"quarantine\") @for(\"15m\")"), "/v1"));
 }
 
-/// Of a call that nobody reads, what may be in it counts for certain only where no policy asks about that.
-#[test]
-fn what_is_in_a_call_that_nobody_reads_decides_or_not() {
+/// What is permitted, and what is forbidden, of calls that nobody reads.
+const UNREAD: &str =
+    r#"@id("p") permit (principal, action == Action::"llm", resource in Provider::"openai")"#;
+const NOT: &str = r#"@id("f") forbid (principal, action == Action::"llm", resource)"#;
+
+/// Whether what these policies say of a call that nobody reads depends on what is in it.
+fn depends_on_read(all: &[(String, bool)]) {
     let (host, agent) = (Host::parse("api.openai.com").expect("host"), agent("web"));
     let call = ModelCall {
         host: &host,
@@ -331,9 +335,18 @@ fn what_is_in_a_call_that_nobody_reads_decides_or_not() {
         partial: false,
         findings: &[],
     };
-    let permit = r#"@id("p") permit (principal, action == Action::"llm", resource in Provider::"openai")"#;
-    let forbid = r#"@id("f") forbid (principal, action == Action::"llm", resource)"#;
-    for (text, depends) in [
+    for (text, depends) in all {
+        let set = set(text);
+        let request = Request { agent: &agent, operation: Operation::Llm(call) };
+        assert_eq!(set.needs_call_read(&request), *depends, "{text}");
+    }
+}
+
+/// Of a call that nobody reads, what may be in it counts for certain only where no policy asks about that.
+#[test]
+fn what_is_in_a_call_that_nobody_reads_decides_or_not() {
+    let (permit, forbid) = (UNREAD, NOT);
+    depends_on_read(&[
         (HTTP.to_owned(), false),
         (format!("{permit};"), false),
         (format!(r#"{permit} when {{ context.llm.surface == "realtime" }};"#), false),
@@ -361,9 +374,49 @@ fn what_is_in_a_call_that_nobody_reads_decides_or_not() {
             ),
             true,
         ),
-    ] {
-        let set = set(&text);
-        let request = Request { agent: &agent, operation: Operation::Llm(call) };
-        assert_eq!(set.needs_call_read(&request), depends, "{text}");
-    }
+    ]);
+}
+
+/// Its model is in it, and so is the resource.
+#[test]
+fn a_model_that_nobody_knows_may_be_any_of_its_provider() {
+    let (permit, forbid) = (UNREAD, NOT);
+    depends_on_read(&[
+        (
+            format!(
+                r#"{permit}; {};"#,
+                forbid.replace("resource", r#"resource == Model::"openai/gpt-live""#)
+            ),
+            true,
+        ),
+        (
+            format!(r#"{permit}; {};"#, forbid.replace("resource", r#"resource == Model::"xai/gpt-live""#)),
+            false,
+        ),
+        (
+            format!(
+                r#"{permit}; {} when {{ context.llm.surface == "files" }};"#,
+                forbid.replace("resource", r#"resource == Model::"openai/gpt-live""#)
+            ),
+            false,
+        ),
+        (format!(r#"{permit}; {forbid} when {{ resource == Model::"openai/gpt-live" }};"#), true),
+        (format!(r#"{permit}; {forbid} when {{ resource != Model::"xai/gpt-live" }};"#), false),
+        (format!(r#"{permit} unless {{ Model::"openai/gpt-live" == resource }};"#), true),
+        (format!(r#"{permit}; {forbid} when {{ resource in Model::"openai/gpt-live" }};"#), true),
+        (
+            format!(
+                r#"{permit}; {forbid} when {{ resource in [Model::"xai/gpt-live", Model::"openai/gpt-live"] }};"#
+            ),
+            true,
+        ),
+        (format!(r#"{permit}; {forbid} when {{ [Model::"openai/gpt-live"].contains(resource) }};"#), true),
+        (
+            format!(
+                r#"{permit}; {forbid} unless {{ resource is Model && resource in Provider::"openai" }};"#
+            ),
+            false,
+        ),
+        (format!(r#"{permit}; {forbid} when {{ resource in Provider::"xai" }};"#), false),
+    ]);
 }
