@@ -61,6 +61,8 @@ pub enum Unheard {
 /// What a response took.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spent {
+    /// The lane of a conversation of the Responses API that it was in; empty in others.
+    pub lane: String,
     /// The model, if the server says which.
     pub model: Option<String>,
     /// Tokens, as the server counts them; estimated where it did not say.
@@ -81,6 +83,8 @@ pub struct Heard {
     texts: [Vec<u8>; 2],
     calls: Vec<Asked>,
     spent: Vec<Spent>,
+    /// Lanes in which a request was refused before anything came of it, and whether it was behind another that is under way.
+    refused: Vec<(String, bool)>,
     /// Tokens of all that are over.
     input: u64,
     output: u64,
@@ -101,6 +105,8 @@ struct Response {
     reader: Reader,
     /// Whether sound of it came.
     has_sound: bool,
+    /// Whether its events are numbered, of the Responses API.
+    is_numbered: bool,
 }
 
 // === impl Dialect ===
@@ -139,12 +145,27 @@ impl Dialect {
 /// # Errors
 /// If it is none that all read alike.
 pub fn sent(dialect: Dialect, text: &[u8]) -> Result<Sent, ValueError> {
+    sent_in(dialect, text).map(|(sent, _)| sent)
+}
+
+/// What a client's message says of a call, and in which lane of a conversation of the Responses API; in others that is empty.
+///
+/// # Errors
+/// If it is none that all read alike.
+pub fn sent_in(dialect: Dialect, text: &[u8]) -> Result<(Sent, String), ValueError> {
     let value = Value::parse(text)?;
     match dialect {
-        Dialect::Live => return live::sent(&value),
-        Dialect::Responses => return responses::sent(value),
-        Dialect::Events => {}
+        Dialect::Live => Ok((live::sent(&value)?, String::new())),
+        Dialect::Responses => {
+            let lane = value.member("stream_id").and_then(Value::text).unwrap_or_default().to_owned();
+            Ok((responses::sent(value)?, lane))
+        }
+        Dialect::Events => Ok((event(&value)?, String::new())),
     }
+}
+
+/// What an event of a client says of a call.
+fn event(value: &Value) -> Result<Sent, ValueError> {
     let kind = value.member("type").and_then(Value::text).ok_or(ValueError::Malformed)?;
     let inner = |name: &str| as_request(value.member(name).cloned().unwrap_or(Value::Object(Vec::new())));
     Ok(match kind {
@@ -185,6 +206,7 @@ impl Heard {
             texts: [Vec::new(), Vec::new()],
             calls: Vec::new(),
             spent: Vec::new(),
+            refused: Vec::new(),
             input: 0,
             output: 0,
             tools: Vec::new(),
@@ -249,7 +271,8 @@ impl Heard {
         let (is_estimated, estimated) = (answer.usage.is_none(), answer.output_estimated);
         let usage = answer.usage.unwrap_or(Usage { output: estimated, ..Usage::default() });
         let has_sound = response.has_sound && usage.output_audio == 0;
-        let spent = Spent { model: answer.model, usage, is_estimated, has_sound };
+        let lane = if self.dialect == Dialect::Responses { response.id } else { String::new() };
+        let spent = Spent { lane, model: answer.model, usage, is_estimated, has_sound };
         self.input = self.input.saturating_add(spent.usage.input);
         self.output = self.output.saturating_add(spent.usage.output);
         self.spent.push(spent);
@@ -293,7 +316,7 @@ impl Heard {
     fn begun(&self, id: String) -> Response {
         let reader = Reader::new(Format::EventStream).keeping_texts();
         let reader = reader.following_calls(self.bytes_max, self.following, true);
-        Response { id, named: None, reader, has_sound: false }
+        Response { id, named: None, reader, has_sound: false, is_numbered: false }
     }
 
     /// Has a response's reader read an event of it.
@@ -350,6 +373,25 @@ impl Heard {
         std::mem::take(&mut self.spent)
     }
 
+    /// Lanes in which a request was refused since this was asked last, of which nothing came; and whether that was one behind
+    /// another that is under way there.
+    pub fn take_refused(&mut self) -> Vec<(String, bool)> {
+        std::mem::take(&mut self.refused)
+    }
+
+    /// What those took that are under way as the conversation ends: each by itself in one of the Responses API, where what has begun
+    /// was sent whole; all together in others.
+    pub fn take_left(&mut self) -> Vec<Spent> {
+        if self.dialect != Dialect::Responses {
+            return self.under_way().into_iter().collect();
+        }
+        for response in std::mem::take(&mut self.responses) {
+            self.spend(response);
+        }
+        let left = self.take_spent().into_iter();
+        left.map(|spent| Spent { is_estimated: true, ..spent }).collect()
+    }
+
     /// What those took that are under way, of which nobody has said it: estimated.
     #[must_use]
     pub fn under_way(&self) -> Option<Spent> {
@@ -360,7 +402,7 @@ impl Heard {
         // Of the Responses API, what has begun was sent whole.
         let has_begun = self.dialect == Dialect::Responses && !self.responses.is_empty();
         let is_any = input > 0 || output > 0 || has_sound || has_begun;
-        is_any.then_some(Spent { model: None, usage, is_estimated: true, has_sound })
+        is_any.then(|| Spent { usage, is_estimated: true, has_sound, ..Spent::default() })
     }
 
     /// Tokens of all prompts, and of all answers, as far as they are known.
@@ -380,8 +422,23 @@ impl Heard {
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let texts = self.texts.iter().map(Vec::capacity).sum::<usize>();
-        let of = |response: &Response| response.id.len() + response.reader.memory_bytes();
-        texts + self.responses.iter().map(of).sum::<usize>()
+        let of = |response: &Response| {
+            let named = response.named.as_ref().map_or(0, String::capacity);
+            response.id.capacity() + named + response.reader.memory_bytes()
+        };
+        let texts_of =
+            |all: &[String]| all.iter().map(|text| size_of::<String>() + text.capacity()).sum::<usize>();
+        let asked = |call: &Asked| {
+            let names = texts_of(&call.argument_names) + texts_of(&call.values);
+            call.name.capacity() + call.arguments.capacity() + names
+        };
+        let spent = |spent: &Spent| {
+            size_of::<Spent>() + spent.lane.capacity() + spent.model.as_ref().map_or(0, String::capacity)
+        };
+        let refused = |(lane, _): &(String, bool)| size_of::<(String, bool)>() + lane.capacity();
+        let left = self.calls.iter().map(asked).sum::<usize>() + self.spent.iter().map(spent).sum::<usize>();
+        let left = left + self.refused.iter().map(refused).sum::<usize>();
+        texts + left + texts_of(&self.tools) + self.responses.iter().map(of).sum::<usize>()
     }
 }
 

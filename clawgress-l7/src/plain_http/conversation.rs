@@ -257,7 +257,13 @@ impl Conversation {
             }
             Sender::Server => duties::begin(gateway, exchange, &mut side.kept, ruling),
         };
-        if ruling.verdict.is_ok() { Ok(()) } else { Err(Stop::ruled(ruling)) }
+        if ruling.verdict.is_err() {
+            return Err(Stop::ruled(ruling));
+        }
+        if of == Sender::Client {
+            self.realtime.iter_mut().for_each(|realtime| realtime.goes_on());
+        }
+        Ok(())
     }
 
     /// Reads what a client says as a call of a model, where it converses with one and policy asks about that.

@@ -449,6 +449,17 @@ impl Facts {
         (self.tokens_estimated, self.stream) = (tokens_estimated, true);
     }
 
+    /// Most tokens that it lets its answer have, if it sets any.
+    #[must_use]
+    pub fn tokens_max(&self) -> Option<u64> {
+        self.tokens_max
+    }
+
+    /// Notes that its answer may have as many as that which it goes on from.
+    pub fn limited(&mut self, tokens_max: Option<u64>) {
+        self.tokens_max = tokens_max;
+    }
+
     /// Notes which rules its texts were held against.
     pub fn held_against(&mut self, rules: &Rules) {
         self.prompt_rules = rules.version().to_owned();

@@ -3,11 +3,12 @@
 //!
 //! INVARIANT: where a call that a model asks for decides, nothing of it goes on before it is whole and judged.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use clawgress_api::{CallCost, ModelFacts, TokenUsage};
 use clawgress_inspect::llm::answer::{Asked, Following};
-use clawgress_inspect::llm::realtime::{Dialect, Heard, Sent, Spent, Unheard, sent};
+use clawgress_inspect::llm::realtime::{Dialect, Heard, Sent, Spent, Unheard, sent_in};
 use clawgress_inspect::llm::{self, ModelName, Provenance};
 use clawgress_inspect::payload::{Claims, Inspector, Limits, Readings, Unreadable};
 use clawgress_inspect::prompt::Rules;
@@ -20,6 +21,8 @@ use crate::gateway::Gateway;
 
 /// Tools that a conversation may offer: as many as a request may.
 const TOOLS_MAX: usize = 1024;
+/// Requests that wait for their answer and are told apart: what is asked beyond counts as of the last.
+const REQUESTS_MAX: usize = 64;
 /// What stands for tools whose names are not known.
 const UNNAMED: &str = "unnamed";
 
@@ -38,9 +41,11 @@ pub struct Realtime {
     follows: Option<Following>,
     /// What looks at what the model says, and at what it asks tools for.
     texts: [Option<Inspector>; 2],
-    /// What the conversation offers, in order, and tokens of what it shows since the last response.
+    /// What the conversation offers, in order.
     tools: Vec<String>,
-    shown: u64,
+    /// What it shows, of which nobody has counted the answer yet, in order; and what is judged at the moment.
+    shown: VecDeque<Shown>,
+    judged: Option<Shown>,
     /// What responses took so far.
     taken: Option<(TokenUsage, CallCost)>,
     /// Whether what the server says can be followed no longer, since that is only told of.
@@ -55,6 +60,21 @@ struct Earlier {
     /// Whether they named several; and whether the provider may keep any of them.
     has_several: bool,
     stores: bool,
+    /// The most tokens that any lets an answer have; `None` where one has no limit.
+    tokens_max: Option<u64>,
+}
+
+/// What is shown, and asked with it.
+#[derive(Debug)]
+struct Shown {
+    /// Of a conversation of the Responses API; empty in others.
+    lane: String,
+    model: Option<String>,
+    tokens: u64,
+    /// Whether it is of a request that is not to be taken for others.
+    is_own: bool,
+    /// Whether the server said that something in its lane is not answered.
+    is_refused: bool,
 }
 
 /// A message that is a call.
@@ -114,7 +134,8 @@ impl Realtime {
             follows,
             texts: [None, None],
             tools: Vec::new(),
-            shown: 0,
+            shown: VecDeque::new(),
+            judged: None,
             taken: None,
             is_lost: false,
         }
@@ -126,7 +147,8 @@ impl Realtime {
     /// Why it can't be known.
     pub fn says(&mut self, text: &[u8]) -> Result<Option<Call>, Unsaid> {
         let Some(calling) = &self.calling else { return Ok(None) };
-        let sent = sent(self.dialect, text).map_err(|why| Unsaid::Message(why.to_string()))?;
+        let sent = sent_in(self.dialect, text);
+        let (sent, lane) = sent.map_err(|why| Unsaid::Message(why.to_string()))?;
         let asks = matches!(sent, Sent::Asks(_) | Sent::GoesOn(_));
         // Each request of the Responses API has all that is its own, but what goes on from one before it.
         let is_own = self.dialect == Dialect::Responses && matches!(sent, Sent::Asks(_));
@@ -149,12 +171,9 @@ impl Realtime {
         let mut call = request.call().clone();
         match &call.model {
             _ if is_own => self.earlier.calls(&call, is_first, self.dialect),
+            _ if self.dialect == Dialect::Responses => self.earlier.goes_on(&mut call)?,
             Some(_) => self.earlier.model.clone_from(&call.model),
             None => call.model.clone_from(&self.earlier.model),
-        }
-        if self.dialect == Dialect::Responses && !is_own {
-            // What is not said of it is as it was of what it goes on from, which may be any.
-            call.store = call.store.or(Some(self.earlier.stores));
         }
         let found = inspector.findings().map(|finding| finding.name().to_owned());
         let found: Vec<String> = found.chain(assessment.findings().map(str::to_owned)).collect();
@@ -166,11 +185,22 @@ impl Realtime {
                 self.tools.insert(at, tool.clone());
             }
         }
-        self.shown = self.shown.saturating_add(call.tokens_estimated);
+        let (model, tokens) = (call.model.clone(), call.tokens_estimated);
+        // Of the Responses API, what asks for nothing has nothing that is billed.
+        let counts = asks || self.dialect != Dialect::Responses;
+        self.judged = counts.then_some(Shown { lane, model, tokens, is_own, is_refused: false });
+        let before = self.shown.iter().filter(|shown| !shown.is_refused).map(|shown| shown.tokens);
+        let shown = before.fold(tokens, u64::saturating_add);
         let mut facts = calling.facts(&call, assessment.score, found.iter().map(String::as_str));
         match is_own {
-            true => facts.converses(&call.tools, call.tokens_estimated),
-            false => facts.converses(&self.tools, self.shown),
+            true => {
+                self.earlier.limits(facts.tokens_max());
+                facts.converses(&call.tools, call.tokens_estimated);
+            }
+            false => facts.converses(&self.tools, shown),
+        }
+        if self.dialect == Dialect::Responses && !is_own {
+            facts.limited(self.earlier.limit(facts.tokens_max()));
         }
         facts.held_against(&self.rules);
         let record = ModelFacts {
@@ -179,6 +209,39 @@ impl Realtime {
             ..facts.record()
         };
         Ok(Some(Call { facts, record, asks }))
+    }
+
+    /// Notes that what was said last goes on: what it shows may be billed.
+    pub fn goes_on(&mut self) {
+        let Some(judged) = self.judged.take() else { return };
+        if self.shown.len() >= REQUESTS_MAX {
+            self.shown.retain(|shown| !shown.is_refused);
+        }
+        let is_full = self.shown.len() >= REQUESTS_MAX;
+        let is_same = |shown: &Shown| !judged.is_own && !shown.is_refused && shown.lane == judged.lane;
+        match self.shown.iter_mut().rev().find(|shown| is_full || is_same(shown)) {
+            Some(shown) => shown.tokens = shown.tokens.saturating_add(judged.tokens),
+            None => self.shown.push_back(judged),
+        }
+    }
+
+    /// What was shown for what is over in this lane: the first of it that was not refused, or of all that wait where the server has no
+    /// such lanes.
+    fn take_shown(&mut self, lane: &str) -> Option<Shown> {
+        let first = |is: &dyn Fn(&Shown) -> bool| self.shown.iter().position(is);
+        let at = first(&|shown| shown.lane == lane && !shown.is_refused)
+            .or_else(|| first(&|shown| shown.lane == lane))
+            .or_else(|| first(&|shown| !shown.is_refused));
+        let taken = self.shown.remove(at?);
+        self.shown.retain(|shown| !shown.is_refused || shown.lane != lane);
+        taken
+    }
+
+    /// Notes that a request in this lane was refused, the first or the one behind it. An error may be of another message: what comes back
+    /// all the same is of that request.
+    fn refused(&mut self, lane: &str, is_behind: bool) {
+        let mut of = self.shown.iter_mut().filter(|shown| shown.lane == lane && !shown.is_refused);
+        of.nth(usize::from(is_behind)).into_iter().for_each(|shown| shown.is_refused = true);
     }
 
     /// Hears what a server says, and whether it decides: what is known of it goes to `came`, and calls that became whole come
@@ -214,6 +277,9 @@ impl Realtime {
         self.tell(came);
         for spent in self.heard.take_spent() {
             self.take(gateway, admitted, spent);
+        }
+        for (lane, is_behind) in self.heard.take_refused() {
+            self.refused(&lane, is_behind);
         }
         Ok(self.heard.take_calls())
     }
@@ -256,11 +322,13 @@ impl Realtime {
     }
 
     fn take(&mut self, gateway: &Gateway, admitted: &Admitted, spent: Spent) {
-        let Spent { model, usage, is_estimated: estimated, has_sound } = spent;
-        let shown = std::mem::take(&mut self.shown);
-        let input = if estimated { usage.input.max(shown) } else { usage.input };
+        let Spent { lane, model, usage, is_estimated: estimated, has_sound } = spent;
+        let shown = self.take_shown(&lane);
+        let tokens = shown.as_ref().map_or(0, |shown| shown.tokens);
+        let input = if estimated { usage.input.max(tokens) } else { usage.input };
+        let asked = shown.and_then(|shown| shown.model.filter(|_| shown.is_own));
         let named = || self.calling.as_ref().and_then(Calling::model).or_else(|| self.earlier.model.clone());
-        let model = model.or_else(named);
+        let model = model.or(asked).or_else(named);
         let tokens = TokenUsage { model, input, estimated, ..used(&usage) };
         let cost = match has_sound {
             // How much of it there was, nobody has said.
@@ -275,7 +343,15 @@ impl Realtime {
 
     /// What it took, once it is over.
     pub fn spent(&mut self, gateway: &Gateway, admitted: &Admitted) -> Option<(TokenUsage, CallCost)> {
-        if let Some(spent) = self.heard.under_way() {
+        for spent in self.heard.take_left() {
+            self.take(gateway, admitted, spent);
+        }
+        // What the provider has, and nothing came of, may be billed, as by HTTP.
+        self.shown.retain(|shown| !shown.is_refused);
+        while self.dialect == Dialect::Responses
+            && let Some(shown) = self.shown.front()
+        {
+            let spent = Spent { lane: shown.lane.clone(), is_estimated: true, ..Spent::default() };
             self.take(gateway, admitted, spent);
         }
         self.taken.take()
@@ -285,7 +361,11 @@ impl Realtime {
     pub fn memory_bytes(&self) -> usize {
         let texts = self.texts.iter().flatten().map(Inspector::memory_bytes).sum::<usize>();
         let tools = self.tools.iter().map(|tool| size_of::<String>() + tool.capacity()).sum::<usize>();
-        self.heard.memory_bytes() + texts + tools
+        let of = |shown: &Shown| {
+            size_of::<Shown>() + shown.lane.capacity() + shown.model.as_ref().map_or(0, String::capacity)
+        };
+        let shown = self.shown.iter().chain(&self.judged).map(of).sum::<usize>();
+        self.heard.memory_bytes() + texts + tools + shown
     }
 }
 
@@ -296,12 +376,38 @@ impl Earlier {
     fn calls(&mut self, own: &llm::Call, is_first: bool, dialect: Dialect) {
         if is_first {
             self.model.clone_from(&own.model);
+            self.tokens_max = Some(0);
         }
         self.has_several |= self.model != own.model;
         if self.has_several {
             self.model = None;
         }
         self.stores |= own.store.unwrap_or(dialect.surface().stores_by_default());
+    }
+
+    /// Has a call be what it goes on from, which may be any: servers may look at nothing that it sets by itself, or at all of it.
+    ///
+    /// # Errors
+    /// If it names another model.
+    fn goes_on(&self, call: &mut llm::Call) -> Result<(), Unsaid> {
+        if call.model.is_some() && call.model != self.model {
+            return Err(Unsaid::Message(
+                "it names a model, and goes on from what may be another's".to_owned(),
+            ));
+        }
+        call.model.clone_from(&self.model);
+        call.store = Some(self.stores || call.store == Some(true));
+        Ok(())
+    }
+
+    /// Notes the limit of a call that has all that is its own.
+    fn limits(&mut self, own: Option<u64>) {
+        self.tokens_max = self.tokens_max.zip(own).map(|(all, own)| all.max(own));
+    }
+
+    /// The limit of what goes on from any of them, and sets this one.
+    fn limit(&self, own: Option<u64>) -> Option<u64> {
+        self.tokens_max.map(|all| all.max(own.unwrap_or_default()))
     }
 }
 

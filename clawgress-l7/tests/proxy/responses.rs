@@ -84,7 +84,22 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Seen>)
                     seen.bytes.lock().extend_from_slice(text.as_bytes());
                     let city = if text.contains("Oslo") { "Oslo" } else { "Rome" };
                     let model = if text.contains("gpt-5-nano") { "gpt-5-nano" } else { "gpt-5-mini" };
-                    response(model, city)
+                    let mut answers = response(model, city);
+                    if text.contains("Refused") {
+                        answers =
+                            vec![r#"{"type":"error","status":429,"error":{"message":"no"}}"#.to_owned()];
+                    }
+                    // Of some nothing comes, or the begin alone.
+                    answers.truncate(match () {
+                        () if text.contains("Silent") => 0,
+                        () if text.contains("Begun") => 1,
+                        () => answers.len(),
+                    });
+                    if text.contains(r#""stream_id":"b""#) {
+                        let all = answers.iter_mut();
+                        all.for_each(|answer| *answer = answer.replacen('{', r#"{"stream_id":"b","#, 1));
+                    }
+                    answers
                 }
                 Some(Message::Close { .. }) => {
                     let _ = stream.write_all(&answered(0x88, b"\x03\xe8")).await;
@@ -236,6 +251,7 @@ async fn each_request_is_asked_about_before_it_goes_on() {
         drop(client);
         let (_, outcome) = site.gateway.exchange(n).await;
         assert_eq!(outcome.action.as_deref(), Some("llm"), "{message}: {outcome:?}");
+        assert!(outcome.tokens.is_none(), "what did not go on costs nothing: {outcome:?}");
     }
     assert!(site.upstream.seen.bytes.lock().is_empty(), "nothing of it goes on");
 }
@@ -267,6 +283,82 @@ async fn what_goes_on_from_a_response_has_its_model_and_tools() {
                 let (status, reason) = close(&mut client).await;
                 assert!(status == 1008 && reason.starts_with(code), "{code}: {status} {reason}");
             }
+        }
+    }
+}
+
+/// Whatever it sets by itself: the server may look at none of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_on_from_a_response_sets_neither_model_nor_store_nor_limit() {
+    let of = |condition: &str| {
+        POLICY
+            .replace(r#"context.llm.tools.contains("shell")"#, &format!("context.llm.partial && {condition}"))
+    };
+    let steer = |more: &str| {
+        format!(r#"{{"type":"response.steer","previous_response_id":"r","input":"and now?"{more}}}"#)
+    };
+    for (text, more, code) in [
+        (POLICY.to_owned(), r#","model":"gpt-5-nano""#, Some("content_unreadable")),
+        (POLICY.to_owned(), r#","model":"gpt-5-mini""#, None),
+        (of("context.llm.store"), r#","store":false"#, Some("policy_forbidden")),
+        (of("context.llm.tokens_max < 1000"), r#","max_output_tokens":1"#, None),
+        (of("context.llm.tokens_max <= 1000"), r#","max_output_tokens":2000"#, None),
+    ] {
+        let site = Site::start(policy(&text)).await;
+        let mut client = site.open().await;
+        client.send(said(TEXT, asks("gpt-5-mini", OFFERS))).await;
+        texts(&mut client, 6).await;
+        client.send(said(TEXT, steer(more))).await;
+        match code {
+            None => assert_eq!(texts(&mut client, 6).await, response("gpt-5-mini", "Rome"), "{more}"),
+            Some(code) => {
+                let (status, reason) = close(&mut client).await;
+                assert!(status == 1008 && reason.starts_with(code), "{more}: {status} {reason}");
+            }
+        }
+    }
+}
+
+/// What went to the provider may be billed, whatever came of it, as by HTTP; in each lane by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_broke_off_is_charged_for_what_it_showed() {
+    let words = "A long story. ".repeat(400);
+    let left = |what: &str| asks("gpt-5-mini", "").replace("hi", &format!("{what}: {words}"));
+    let other = asks("gpt-5-nano", r#","stream_id":"b""#);
+    let site = Site::start(POLICY).await;
+    for (n, (first, events, is_charged)) in
+        [(left("Silent"), 0, true), (left("Begun"), 1, true), (left("Refused"), 1, false)]
+            .into_iter()
+            .enumerate()
+    {
+        for has_other in [false, true] {
+            let mut client = site.open().await;
+            client.send(said(TEXT, &first)).await;
+            texts(&mut client, events).await;
+            if has_other {
+                client.send(said(TEXT, &other)).await;
+                texts(&mut client, 6).await;
+            }
+            client.send(said(0x88, b"\x03\xe8")).await;
+            close(&mut client).await;
+            drop(client);
+            let (_, outcome) = site.gateway.exchange(n * 2 + usize::from(has_other)).await;
+            let (counted, cost_counted) =
+                if has_other { (130, 66 * 2_000 + 64 * 200 + 20 * 8_000) } else { (0, 0) };
+            let Some(tokens) = outcome.tokens else {
+                assert!(!is_charged && !has_other, "{outcome:?}");
+                continue;
+            };
+            let shown = tokens.input - counted;
+            assert_eq!(
+                (shown > 1000, tokens.estimated),
+                (is_charged, is_charged),
+                "{first:.80} {has_other} {tokens:?}"
+            );
+            assert_eq!(tokens.output, if has_other { 20 } else { 0 });
+            let nano_usd = shown * 4_000 + cost_counted;
+            let source = "the test".to_owned();
+            assert_eq!(outcome.cost, Some(CallCost::Priced { nano_usd, source, estimated: is_charged }));
         }
     }
 }
@@ -319,6 +411,9 @@ async fn a_conversation_that_nobody_reads_is_opened_only_where_what_it_holds_doe
             r#"{all} @id("no-shell") forbid (principal, action == Action::"llm", resource) when {{ {more}context.llm.tools.contains("shell") }};"#
         )
     };
+    let by_resource = format!(
+        r#"{all} @id("no-live") forbid (principal, action == Action::"llm", resource == Model::"local/gpt-live");"#
+    );
     let few = format!(
         r#"{others} @id("llm") permit (principal, action == Action::"llm", resource) when {{ context.llm.tokens_estimated <= 100 }};"#
     );
@@ -327,6 +422,7 @@ async fn a_conversation_that_nobody_reads_is_opened_only_where_what_it_holds_doe
         (no_shell(""), Some("inspection_required")),
         (no_shell(r#"context.llm.surface != "realtime" && "#), None),
         (few, Some("inspection_required")),
+        (by_resource, Some("inspection_required")),
         (POLICY.to_owned(), Some("policy_forbidden")),
     ] {
         let site = Site::start(policy(&text)).await;

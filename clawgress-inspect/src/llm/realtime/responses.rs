@@ -44,10 +44,17 @@ impl Heard {
             Some(_) => return Err(ValueError::Malformed.into()),
         };
         let known = self.responses.iter().position(|response| response.id == lane);
+        let is_numbered = matches!(value.member("sequence_number"), Some(Value::Number(_)));
         if kind == "error" {
-            // One that is numbered is of a stream, and its end; others are of what was asked, of which nothing came.
-            let is_end = matches!(value.member("sequence_number"), Some(Value::Number(_)));
-            return known.filter(|_| is_end).map_or(Ok(()), |at| self.ends(at));
+            // One that is numbered as its stream is, or as that is not, is the end of it; others are of what was asked, of which nothing
+            // came.
+            let ends =
+                |at: &usize| self.responses.get(*at).is_some_and(|own| is_numbered || !own.is_numbered);
+            if let Some(at) = known.filter(ends) {
+                return self.ends(at);
+            }
+            self.refused.push((lane.to_owned(), known.is_some()));
+            return Ok(());
         }
         if !kind.starts_with("response.") || OF_REQUESTS.iter().any(|begin| kind.starts_with(begin)) {
             return self.beside(value);
@@ -69,6 +76,7 @@ impl Heard {
         if let Some(response) = self.responses.get_mut(at).filter(|response| response.named.is_none()) {
             response.named = named.map(str::to_owned);
         }
+        self.responses.get_mut(at).into_iter().for_each(|response| response.is_numbered |= is_numbered);
         self.event(at, value)?;
         // As realtime conversations call it, so that a server may.
         if is_over(kind) || kind == "response.done" { self.ends(at) } else { Ok(()) }

@@ -94,14 +94,48 @@ fn what_is_said_of_a_request_ends_no_response() {
         r#"{"type":"response.steer.failed","sequence_number":9,"error":{},"steer":{"input":"Say it."}}"#;
     hear(&mut heard, &[refused, failed]);
     assert!(heard.under_way().is_none(), "none has begun");
-    hear(&mut heard, &[CREATED, BEGINS, refused, failed]);
+    assert_eq!(heard.take_refused(), [(String::new(), false)]);
+    let created = CREATED.replacen('{', r#"{"sequence_number":0,"#, 1);
+    hear(&mut heard, &[&created, BEGINS, refused, failed]);
     assert!(heard.waits());
+    assert_eq!(heard.take_refused(), [(String::new(), true)]);
     assert!(heard.under_way().is_some_and(|rest| rest.is_estimated), "what has begun may be billed");
     assert!(heard.take_spent().is_empty());
     // A call that comes in what nobody knows is one all the same.
     let odd = r#"{"type":"news","output":[{"type":"function_call","name":"wipe","arguments":"{}"}]}"#;
     hear(&mut heard, &[odd]);
     assert_eq!(heard.take_calls().iter().map(|call| &*call.name).collect::<Vec<_>>(), ["wipe"]);
+}
+
+/// Of a server that does not number its events.
+#[test]
+fn an_error_ends_a_response_that_is_not_numbered_either() {
+    let mut heard = heard();
+    let error = r#"{"type":"error","error":{"type":"server_error","message":"no"}}"#;
+    hear(&mut heard, &[CREATED, BEGINS, GOES_ON, error]);
+    assert!(!heard.waits(), "it is over");
+    assert_eq!(heard.take_calls().iter().map(|call| &*call.arguments).collect::<Vec<_>>(), [r#"{"c":1}"#]);
+    assert_eq!(heard.take_spent().len(), 1);
+    hear(&mut heard, &[&CREATED.replace("r1", "r2"), BEGINS]);
+    assert!(heard.waits() && heard.take_refused().is_empty());
+    // Nothing goes on from what is over.
+    hear(&mut heard, &[GOES_ON, error]);
+    let _ = heard.take_calls();
+    assert!(heard.message(GOES_ON.as_bytes()).is_err() || heard.waits(), "of a call that nobody began");
+}
+
+#[test]
+fn what_is_under_way_is_left_lane_by_lane() {
+    let mut heard = heard();
+    let (other, before) = (CREATED.replacen('{', r#"{"stream_id":"b","#, 1), heard.memory_bytes());
+    let long = "r".repeat(4096);
+    hear(&mut heard, &[CREATED, &other.replace("r1", &long).replace(r#""m""#, r#""n""#)]);
+    assert!(heard.memory_bytes() - before > long.len(), "what a response is called is kept");
+    let left = heard.take_left();
+    let left: Vec<_> =
+        left.iter().map(|left| (&*left.lane, left.model.as_deref(), left.is_estimated)).collect();
+    assert_eq!(left, [("", Some("m"), true), ("b", Some("n"), true)]);
+    assert!(heard.take_left().is_empty());
 }
 
 #[test]
