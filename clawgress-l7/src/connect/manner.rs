@@ -12,7 +12,7 @@ use crate::enforce::enforce;
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::stream::Stream;
-use crate::{page, peek};
+use crate::{limit, page, peek};
 
 const CONNECTED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
 const SUCCEEDED: &[u8] = &socks5::reply(Reply::Succeeded);
@@ -45,15 +45,19 @@ impl Manner {
     /// Tells the client to begin.
     ///
     /// # Errors
-    /// If it has left.
+    /// If it has left, or does not take that within [`limit::CLIENT_WRITE`]: it may have asked for other things before, whose
+    /// answers it has not read.
     pub async fn establish(self, stream: &mut Stream) -> io::Result<()> {
         let word = match (&mut *stream, self) {
             (Stream::Within(within), _) => return within.establish(),
             (_, Manner::Connect) => CONNECTED,
             (_, Manner::Socks5) => SUCCEEDED,
         };
-        stream.write_all(word).await?;
-        stream.flush().await
+        let told = async {
+            stream.write_all(word).await?;
+            stream.flush().await
+        };
+        tokio::time::timeout(limit::CLIENT_WRITE, told).await.map_err(io::Error::from)?
     }
 
     /// The HTTP status by which the client is told to begin, if it is told by one.

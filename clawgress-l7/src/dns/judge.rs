@@ -49,7 +49,9 @@ pub fn judge(
         });
         match alias {
             Some((record, target)) => {
-                judged.records.push(record.clone());
+                let mut record = record.clone();
+                record.ttl = record.ttl.min(limit::DNS_TTL_S_MAX);
+                judged.records.push(record);
                 judged.aliases.push(target.clone());
                 // Asked for itself, it is the answer; and one that leads back leads nowhere.
                 let is_loop = judged.records.iter().any(|r| r.name.to_lowercase() == target);
@@ -185,6 +187,17 @@ mod tests {
         assert_eq!(judged.records, [answers[1].clone()]);
         let judged = judge(&name("other.test."), RecordType::A, &answers, anything);
         assert_eq!(judged, Judged::default());
+    }
+
+    /// Aliases are no longer good than what they lead to.
+    #[test]
+    fn aliases_are_told_to_be_good_for_as_long_as_others() {
+        let mut answers = [cname("api.allowed.test.", "edge.test."), a("edge.test.", 1)];
+        answers.iter_mut().for_each(|record| record.ttl = 604_800);
+        for kind in [RecordType::A, RecordType::CNAME] {
+            let judged = judge(&name("api.allowed.test."), kind, &answers, anything);
+            assert!(judged.records.iter().all(|record| record.ttl == limit::DNS_TTL_S_MAX), "{kind}");
+        }
     }
 
     #[test]
