@@ -128,3 +128,23 @@ fn word(reason: DropReason) -> Reply {
         _ => Reply::NotAllowed,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// A client may have asked for other things before, and read none of their answers.
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_nothing_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let client = TcpStream::connect(listener.local_addr().expect("address")).await.expect("connected");
+        let (server, _) = listener.accept().await.expect("accepted");
+        while server.writable().await.is_ok() && server.try_write(&[0; 1 << 16]).is_ok() {}
+        let mut stream = Stream::from(server);
+        let told = Manner::Connect.establish(&mut stream).await;
+        assert_eq!(told.map_err(|error| error.kind()), Err(io::ErrorKind::TimedOut));
+        drop(client);
+    }
+}
