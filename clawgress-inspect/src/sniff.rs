@@ -4,12 +4,18 @@
 //! proof that they are well-formed. What some HTTP server would still read as a request must never be
 //! called unknown: unknown bytes may be carried unread.
 
+mod opening;
+
+pub use opening::{Opening, Step};
+
 /// Blanks and line ends skipped before the first word. Servers skip at least one empty line (RFC 9112
 /// section 2.2); no line protocol begins with as many.
 const LEADING_BYTES_MAX: usize = 64;
 /// Longest first line looked at: line protocols end theirs below 1000 bytes (RFC 5321 section
 /// 4.5.3.1.6). What is longer is left to the strict HTTP parser, which has bounds of its own.
 const LINE_BYTES_MAX: usize = 1024;
+/// By which a version begins (RFC 9112 section 2.3).
+const VERSION: &[u8] = b"HTTP/";
 /// Most bytes an answer ever takes.
 pub const BYTES_MAX: usize = LEADING_BYTES_MAX + LINE_BYTES_MAX;
 
@@ -36,12 +42,17 @@ pub fn sniff(bytes: &[u8]) -> Option<Protocol> {
         _ if bytes.starts_with(b"PRI ") => return Some(Protocol::Http2),
         _ => {}
     }
-    let leading = bytes.iter().take_while(|b| blank(**b) || matches!(b, b'\r' | b'\n')).count();
-    let line = bytes.get(leading..).unwrap_or_default();
-    if leading > LEADING_BYTES_MAX {
+    let (leading, line) = lines(bytes);
+    if leading.len() > LEADING_BYTES_MAX {
         return Some(Protocol::Http1);
     }
     request_line(line)
+}
+
+/// What is skipped before the first word, and what begins with it.
+fn lines(bytes: &[u8]) -> (&[u8], &[u8]) {
+    let leading = bytes.iter().take_while(|b| blank(**b) || **b == b'\n').count();
+    bytes.split_at_checked(leading).unwrap_or((bytes, &[]))
 }
 
 /// Whether a line is a request line: `GET` and anything (that is all of HTTP/0.9), or any method with
@@ -50,26 +61,27 @@ fn request_line(line: &[u8]) -> Option<Protocol> {
     let mut word = true;
     for (n, byte) in line.iter().enumerate().take(LINE_BYTES_MAX) {
         let rest = line.get(n + 1..).unwrap_or_default();
-        match byte {
-            b if blank(*b) => {
-                let version = rest.get(..5).is_some_and(|v| v.eq_ignore_ascii_case(b"HTTP/"));
+        match (byte, rest.first()) {
+            // Of the end of the line, or a blank: that is told by what follows.
+            (b'\r', None | Some(b'\n')) => {}
+            (b, _) if blank(*b) => {
+                let version = rest.get(..VERSION.len()).is_some_and(|v| v.eq_ignore_ascii_case(VERSION));
                 if version || word && line.starts_with(b"GET") && n == 3 {
                     return Some(Protocol::Http1);
                 }
                 word = false;
             }
-            b'\r' if !word => {}
-            b if word && !token(*b) || b.is_ascii_control() => return Some(Protocol::Unknown),
+            (b, _) if word && !token(*b) || b.is_ascii_control() => return Some(Protocol::Unknown),
             _ => {}
         }
     }
     (line.len() >= LINE_BYTES_MAX).then_some(Protocol::Http1)
 }
 
-/// What lenient servers split a request line at: RFC 9112 section 3 names these but for the last four,
-/// which are white space to Unicode.
+/// What lenient servers split a request line at: RFC 9112 section 3 names the first five, a CR alone among them; the others are
+/// white space to who reads Latin 1 as Unicode, as Python's server does.
 fn blank(b: u8) -> bool {
-    matches!(b, b' ' | b'\t' | 0x0b | 0x0c | 0x1c..=0x1f)
+    matches!(b, b' ' | b'\t' | 0x0b | 0x0c | b'\r' | 0x1c..=0x1f | 0x85 | 0xa0)
 }
 
 /// A byte of a method (RFC 9110 section 5.6.2).
@@ -102,6 +114,15 @@ mod tests {
             (b"M-SEARCH * HTTP/1.1\r\n", Some(Protocol::Http1)),
             (b"x\x1c/\x1chttp/1.1\r\n", Some(Protocol::Http1)),
             (b"get / HTTP/1.1\r\n", Some(Protocol::Http1)),
+            (b"GET\r", None),
+            (b"GET\r/\n", Some(Protocol::Http1)),
+            (b"GET\r\n", Some(Protocol::Unknown)),
+            (b"POST\r/\rHTTP/1.1\n", Some(Protocol::Http1)),
+            (b"POST\x85/\xa0HTTP/1.1\r\n", Some(Protocol::Http1)),
+            (b"\xa0\x85GET\x85/\n", Some(Protocol::Http1)),
+            (b"PING\r", None),
+            (b"PING\rPING\n", Some(Protocol::Unknown)),
+            (b"\x85\x01", Some(Protocol::Unknown)),
             (b"PRI * HTTP/2.0\r\n", Some(Protocol::Http2)),
             (b"PRI", None),
             (b"SSH-2.0-x\r\n", Some(Protocol::Unknown)),

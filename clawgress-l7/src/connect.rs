@@ -10,7 +10,7 @@ use std::sync::Arc;
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::http1::{self, Body};
 use clawgress_inspect::proxy_request::{self, Target};
-use clawgress_inspect::sniff::Protocol;
+use clawgress_inspect::sniff::{Opening, Protocol};
 use clawgress_policy::Host;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -294,8 +294,8 @@ impl<'a> Established<'a> {
         let patience = if unknown { Instant::now() + limit::SERVER_FIRST } else { deadline };
         let mut protocol = peek::protocol(&mut stream, &mut held, patience).await;
         if protocol == Err(DropReason::Timeout) && unknown {
-            protocol = if held.is_empty() {
-                // A client that waits for the server to begin.
+            protocol = if held.is_empty() || Opening::is_of(&held) {
+                // A client that waits for the server to begin, or to answer a word.
                 Ok(Some(Protocol::Unknown))
             } else {
                 peek::protocol(&mut stream, &mut held, deadline).await

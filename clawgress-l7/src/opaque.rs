@@ -2,7 +2,7 @@
 //! dials and carries; judges again while it carries.
 //!
 //! INVARIANT: of a client nothing goes on before its first bytes were classified and judged, also when
-//! its server speaks first.
+//! its server speaks first; but of what may be unread, what is neither TLS nor a request yet ([`Opening`]).
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::client_hello::ClientHello;
 use clawgress_inspect::dns::watch::Finding;
 use clawgress_inspect::ja4::Ja4;
-use clawgress_inspect::sniff::Protocol;
+use clawgress_inspect::sniff::{Opening, Protocol, Step, sniff};
 use clawgress_policy::effect::Obligation;
 use clawgress_policy::{Host, Need, Operation, TunnelProtocol};
 use tokio::io::AsyncRead;
@@ -32,7 +32,7 @@ use crate::route::Way;
 use crate::serve::Serving;
 use crate::snapshot::Plan;
 use crate::stream::Stream;
-use crate::tunnel::Upstream;
+use crate::tunnel::{Meter, Stop, Upstream};
 use crate::{dial, limit, page, peek, tunnel};
 
 /// What stays unread.
@@ -213,27 +213,35 @@ impl Subject {
         }
     }
 
-    /// The first bytes of a client that was silent when this was allowed as an unknown protocol. They
-    /// may be TLS after all: then `found` is what is carried, if it is allowed too.
+    /// The first bytes of a client that was silent when this was allowed as an unknown protocol, or had said no more than `held`. They
+    /// may be TLS after all: then `found` is what is carried, if it is allowed too. What is neither that nor a request goes on.
     async fn late_first(
         &self,
         gateway: &Gateway,
-        reader: &mut (impl AsyncRead + Unpin),
-        found: &OnceLock<Found>,
-        request: &str,
-    ) -> Result<Vec<u8>, DropReason> {
-        let mut held = Vec::new();
-        match peek::late_protocol(reader, &mut held).await? {
-            None | Some(Protocol::Unknown) => {}
-            // Its requests would go unread.
-            Some(Protocol::Http1) => return Err(DropReason::ProtocolUnknown),
-            Some(Protocol::Http2) => return Err(DropReason::UpgradeUnsupported),
-            Some(Protocol::Tls) => {
-                let hello = peek::hello(reader, &mut held, Instant::now() + limit::PEEK).await?;
-                let (tls, verdict) = self.late_tls(gateway, hello, request).await?;
-                // Also where it is denied: its record tells what it was, and what it was obliged to.
-                let _ = found.set(tls);
-                verdict?;
+        (reader, onward): (&mut (impl AsyncRead + Unpin), (&Upstream, &Meter)),
+        mut held: Vec<u8>,
+        (found, request): (&OnceLock<Found>, &str),
+    ) -> Result<Vec<u8>, Stop> {
+        let (mut opening, mut deadline) = (Opening::default(), None);
+        loop {
+            match opening.next(&held) {
+                Step::GoesOn => tunnel::pass(onward, &std::mem::take(&mut held)).await?,
+                Step::Waits => {}
+                Step::Is(Protocol::Unknown) => break,
+                // Its requests would go unread.
+                Step::Is(Protocol::Http1) => return Err(DropReason::ProtocolUnknown.into()),
+                Step::Is(Protocol::Http2) => return Err(DropReason::UpgradeUnsupported.into()),
+                Step::Is(Protocol::Tls) => {
+                    let hello = peek::hello(reader, &mut held, Instant::now() + limit::PEEK).await?;
+                    let (tls, verdict) = self.late_tls(gateway, hello, request).await?;
+                    // Also where it is denied: its record tells what it was, and what it was obliged to.
+                    let _ = found.set(tls);
+                    verdict?;
+                    break;
+                }
+            }
+            if peek::late(reader, &mut held, &mut deadline).await? == 0 {
+                break;
             }
         }
         Ok(held)
@@ -400,7 +408,7 @@ pub async fn unknown_permitted(gateway: &Gateway, connection: &Connection) -> bo
 }
 
 /// Begins with a steered connection of an unknown protocol, or one that waits for the server to begin (`held` is
-/// then empty).
+/// then empty) or to answer a word.
 pub async fn transparent_unknown(
     serving: &Serving,
     connection: Connection,
@@ -523,7 +531,7 @@ pub struct Enforced {
 }
 
 /// Judges what is really there at the address that was dialled, records the decision, then carries
-/// bytes until the end: `held` first, which is empty if the client waits for the server to begin.
+/// bytes until the end: `held` first, which tells what it is, unless the client waits for the server to begin, or to answer a word.
 pub async fn carry(
     gateway: &Arc<Gateway>,
     mut exchange: Exchange,
@@ -556,11 +564,13 @@ pub async fn carry(
         exchange.end(End { status, reason: Some(reason), ..End::default() });
         return;
     }
-    let (found, request) = (OnceLock::new(), exchange.id().to_owned());
+    let (found, request, meter) = (OnceLock::new(), exchange.id().to_owned(), Meter::default());
+    let onward = (&upstream, &meter);
     // Boxed: few clients wait, and every tunnel would hold as much.
     let first = async |mut reader| {
-        let first = if held.is_empty() {
-            Box::pin(subject.late_first(gateway, &mut reader, &found, &request)).await
+        let first = if subject.content == Content::Unknown && sniff(&held).is_none() {
+            let told = (&found, &*request);
+            Box::pin(subject.late_first(gateway, (&mut reader, onward), held, told)).await
         } else {
             Ok(held)
         };
@@ -573,7 +583,7 @@ pub async fn carry(
         false => forbidden.as_mut().poll(context),
     });
     let pipes = (&gateway.pipes, subject.who.identity.agent.index);
-    let carried = tunnel::run(&mut client, &upstream, first, pipes, cut).await;
+    let carried = tunnel::run(&mut client, onward, first, pipes, cut).await;
     let (sent, received, reason) = carried;
     if reason.is_some() {
         client.abandon();

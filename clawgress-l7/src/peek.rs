@@ -121,19 +121,20 @@ pub async fn hello(
     }
 }
 
-/// The protocol of a client that was found silent, whenever it speaks: its deadline counts from its first
-/// byte. `None` if it ends without any.
+/// Reads more of a client that is waited for as long as nothing of it is held, and until the deadline of what is; 0 at the end.
 ///
 /// # Errors
 /// [`DropReason::Timeout`].
-pub async fn late_protocol(
+pub async fn late(
     stream: &mut (impl AsyncRead + Unpin),
     held: &mut Vec<u8>,
-) -> Result<Option<Protocol>, DropReason> {
-    if !matches!(stream.read_buf(held).await, Ok(1..)) {
-        return Ok(None);
+    deadline: &mut Option<Instant>,
+) -> Result<usize, DropReason> {
+    if held.is_empty() {
+        *deadline = None;
+        return Ok(stream.read_buf(held).await.unwrap_or(0));
     }
-    protocol(stream, held, Instant::now() + limit::PEEK).await
+    more(stream, held, *deadline.get_or_insert_with(|| Instant::now() + limit::PEEK)).await
 }
 
 /// Length of the request head that `held` starts with.

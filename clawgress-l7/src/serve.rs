@@ -11,7 +11,7 @@ use clawgress_api::notify;
 use clawgress_api::socket::{self, Server, Servers};
 use clawgress_ebpf_common::DropReason;
 use clawgress_inspect::proxy_header::Header;
-use clawgress_inspect::sniff::Protocol;
+use clawgress_inspect::sniff::{Opening, Protocol};
 use pingora_core::apps::HttpServerApp;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot, watch};
@@ -152,9 +152,11 @@ impl Serving {
         let patience = if is_steered { Instant::now() + limit::SERVER_FIRST } else { deadline };
         let mut protocol = peek::protocol(&mut stream, &mut held, patience).await;
         if protocol.is_err() && is_steered {
-            // It says nothing as long as its server does not, if that is permitted. Few do, and policy is not asked about others.
-            let silent = held.is_empty() && Box::pin(opaque::unknown_permitted(gateway, &connection)).await;
-            protocol = match silent {
+            // It says nothing, or no more, as long as its server does not, if that is permitted. Few do, and policy is not asked
+            // about others.
+            let waits = held.is_empty() || Opening::is_of(&held);
+            let waits = waits && Box::pin(opaque::unknown_permitted(gateway, &connection)).await;
+            protocol = match waits {
                 true => Ok(Some(Protocol::Unknown)),
                 false => peek::protocol(&mut stream, &mut held, deadline).await,
             };

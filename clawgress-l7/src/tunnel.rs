@@ -111,8 +111,8 @@ pub struct Meter {
 
 // === impl Meter ===
 
-impl Meter {
-    fn new() -> Self {
+impl Default for Meter {
+    fn default() -> Self {
         Meter {
             began: Instant::now(),
             sent: AtomicU64::new(0),
@@ -121,7 +121,9 @@ impl Meter {
             half_closed: AtomicBool::new(false),
         }
     }
+}
 
+impl Meter {
     /// Bytes from the client, bytes to the client.
     #[must_use]
     pub fn bytes(&self) -> (u64, u64) {
@@ -156,19 +158,19 @@ impl Meter {
 
 /// Carries what `first` ends with (bytes of the client that were read already, or that it reads) and then everything,
 /// until both sides have ended, one fails, nothing moves for too long, or `first` or `cut` says why to
-/// stop. Until `first` has ended, nothing goes on from the client, and behind a hello of TLS nothing before the server has answered; what the upstream says goes on at
+/// stop. Until `first` has ended, nothing goes on from the client but what that [passes](pass), and behind a hello of TLS nothing before the server has answered; what the upstream says goes on at
 /// once. It has not ended before all of it was taken. What is stopped ends by a reset at the upstream, and is to end so at the client ([`Stream::abandon`]). The `pipes` are taken for this agent, by its index. Returns the bytes sent and received, and why it was stopped, if it was.
 pub async fn run<'a, F>(
     client: &'a mut Stream,
-    upstream: &Upstream,
+    (upstream, meter): (&Upstream, &Meter),
     first: impl FnOnce(Reader<'a>) -> F,
     pipes: (&Arc<Pipes>, u32),
     cut: impl Future<Output = DropReason>,
 ) -> (u64, u64, Option<DropReason>)
 where
-    F: Future<Output = (Reader<'a>, Result<Vec<u8>, DropReason>)>,
+    F: Future<Output = (Reader<'a>, Result<Vec<u8>, Stop>)>,
 {
-    let (meter, far) = (Meter::new(), upstream);
+    let far = upstream;
     let upstream = upstream.stream();
     for stream in client.tcp().into_iter().chain([upstream]) {
         let _ = stream.set_nodelay(true);
@@ -178,25 +180,25 @@ where
     let is_retry = SetOnce::new();
     let sending = async {
         let (mut reader, first) = first(reader).await;
-        let Begun { bytes, behind } = Begun::of(first.map_err(Stop::For)?);
-        write(upstream, &bytes, &meter, &meter.sent).await?;
+        let Begun { bytes, behind } = Begun::of(first?);
+        write(upstream, &bytes, meter, &meter.sent).await?;
         // It is small, but tunnels are many and long.
         drop(bytes);
         if let Some(behind) = behind {
             let behind = Box::pin(hello::behind(&mut reader, behind, &is_retry)).await.map_err(Stop::For)?;
-            write(upstream, &behind, &meter, &meter.sent).await?;
+            write(upstream, &behind, meter, &meter.sent).await?;
         }
         match reader {
-            Reader::Clear(client) => pump(client.as_ref(), upstream, &meter, &meter.sent, pipes).await?,
-            Reader::Tls(client) => halves::read(client, upstream, &meter).await?,
+            Reader::Clear(client) => pump(client.as_ref(), upstream, meter, &meter.sent, pipes).await?,
+            Reader::Tls(client) => halves::read(client, upstream, meter).await?,
         }
         Ok::<(), Stop>(())
     };
     let receiving = async {
-        hello::reply(upstream, &mut writer, &meter, &is_retry).await?;
+        hello::reply(upstream, &mut writer, meter, &is_retry).await?;
         match writer {
-            Writer::Clear(client) => pump(upstream, client.as_ref(), &meter, &meter.received, pipes).await?,
-            Writer::Tls(client) => halves::write(upstream, client, &meter).await?,
+            Writer::Clear(client) => pump(upstream, client.as_ref(), meter, &meter.received, pipes).await?,
+            Writer::Tls(client) => halves::write(upstream, client, meter).await?,
         }
         Ok(())
     };
@@ -236,12 +238,27 @@ pub fn keep_alive(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
 
+/// Passes on what comes from the client before it is known what that is.
+///
+/// # Errors
+/// [`Stop::Io`].
+pub async fn pass((upstream, meter): (&Upstream, &Meter), bytes: &[u8]) -> Result<(), Stop> {
+    Ok(write(upstream.stream(), bytes, meter, &meter.sent).await?)
+}
+
 /// Why carrying ended early.
-enum Stop {
+#[derive(Debug)]
+pub enum Stop {
     /// The client's first bytes must not go on.
     For(DropReason),
     /// A side failed.
     Io,
+}
+
+impl From<DropReason> for Stop {
+    fn from(reason: DropReason) -> Self {
+        Stop::For(reason)
+    }
 }
 
 impl From<io::Error> for Stop {

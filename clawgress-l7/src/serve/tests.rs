@@ -146,6 +146,11 @@ impl Steered {
         self.converse_for(Duration::from_secs(30), Ok(0), dialled(3128), bytes, false).await
     }
 
+    /// As [`say`](Self::say), until the server ends it.
+    async fn converse_open_at(&mut self, dialled: SocketAddr, bytes: &[u8]) -> (Vec<u8>, Vec<AuditRecord>) {
+        self.converse_for(Duration::from_secs(30), Ok(1), dialled, bytes, false).await
+    }
+
     /// `patience` is how long the client waits for the end before it makes one.
     async fn converse_for(
         &mut self,
@@ -405,6 +410,24 @@ async fn a_steered_client_that_waits_for_its_server_is_still_read() {
     }
     assert_eq!(steered.dns.asked("denied.test"), 0, "what is denied is not resolved");
     server.abort();
+}
+
+/// A steered client that begins with a word, and waits for its server's.
+#[tokio::test]
+async fn a_steered_word_without_an_end_is_answered() {
+    let mut steered = Steered::new().await;
+    let upstream = TcpListener::bind("127.1.0.9:0").await.expect("bind");
+    let address = upstream.local_addr().expect("address");
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = upstream.accept().await.expect("accept");
+        let mut got = [0; 14];
+        stream.read_exact(&mut got).await.expect("a word");
+        stream.write_all(&got).await.expect("answer");
+    });
+    let (got, records) = steered.converse_open_at(address, b"JDWP-Handshake").await;
+    assert_eq!(got, b"JDWP-Handshake");
+    assert_eq!((reason(&records), records[1].bytes_sent), (None, Some(14)));
+    server.await.expect("served");
 }
 
 #[tokio::test]

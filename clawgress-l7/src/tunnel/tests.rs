@@ -30,8 +30,8 @@ async fn carry(
     let (head, tail) = (head.to_vec(), tail.to_vec());
     let tunnel = tokio::spawn(async move {
         let first = async |reader| (reader, Ok(head));
-        run(&mut inner_client.into(), &inner_upstream.into(), first, (&pipes, 1), std::future::pending())
-            .await
+        let (upstream, meter) = (inner_upstream.into(), Meter::default());
+        run(&mut inner_client.into(), (&upstream, &meter), first, (&pipes, 1), std::future::pending()).await
     });
     let client = async {
         let (mut reader, mut writer) = client.split();
@@ -83,8 +83,8 @@ async fn a_half_closed_client_still_gets_its_answer() {
     let pipes = Arc::new(Pipes::default());
     let tunnel = tokio::spawn(async move {
         let first = async |reader| (reader, Ok(vec![]));
-        run(&mut inner_client.into(), &inner_upstream.into(), first, (&pipes, 1), std::future::pending())
-            .await
+        let (upstream, meter) = (inner_upstream.into(), Meter::default());
+        run(&mut inner_client.into(), (&upstream, &meter), first, (&pipes, 1), std::future::pending()).await
     });
     client.write_all(b"question").await.expect("send");
     client.shutdown().await.expect("shutdown");
@@ -110,7 +110,8 @@ async fn a_cut_resets_both_sides() {
         let first = async |reader| (reader, Ok(b"hi".to_vec()));
         let mut client = Stream::from(inner_client);
         let cut = async { cutting.await.expect("reason") };
-        let ended = run(&mut client, &inner_upstream.into(), first, (&pipes, 1), cut).await;
+        let (upstream, meter) = (inner_upstream.into(), Meter::default());
+        let ended = run(&mut client, (&upstream, &meter), first, (&pipes, 1), cut).await;
         client.abandon();
         ended
     });
@@ -142,15 +143,10 @@ async fn nothing_of_a_client_goes_on_before_its_first_bytes_are_judged() {
     let (inner_upstream, mut server) = pair().await;
     let (refuse, refused) = tokio::sync::oneshot::channel::<DropReason>();
     let tunnel = tokio::spawn(async move {
-        let first = async |reader| (reader, Err(refused.await.expect("reason")));
-        run(
-            &mut inner_client.into(),
-            &inner_upstream.into(),
-            first,
-            (&Arc::default(), 1),
-            std::future::pending(),
-        )
-        .await
+        let first = async |reader| (reader, Err(refused.await.expect("reason").into()));
+        let (upstream, meter) = (inner_upstream.into(), Meter::default());
+        let pipes = Arc::default();
+        run(&mut inner_client.into(), (&upstream, &meter), first, (&pipes, 1), std::future::pending()).await
     });
     client.write_all(b"unread").await.expect("send");
     server.write_all(b"220 hello").await.expect("greet");
@@ -243,8 +239,8 @@ async fn quiet(
     let (pipes, began) = (Arc::new(Pipes::default()), Instant::now());
     let tunnel = tokio::spawn(async move {
         let first = async |reader| (reader, Ok(vec![]));
-        run(&mut inner_client.into(), &inner_upstream.into(), first, (&pipes, 1), std::future::pending())
-            .await
+        let (upstream, meter) = (inner_upstream.into(), Meter::default());
+        run(&mut inner_client.into(), (&upstream, &meter), first, (&pipes, 1), std::future::pending()).await
     });
     talk(&mut client, &mut server).await;
     let ended = tunnel.await.expect("tunnel");

@@ -119,3 +119,5 @@ mod tunnels;
 mod upstream;
 #[cfg(test)]
 mod web_sockets;
+#[cfg(test)]
+mod words;

@@ -285,6 +285,27 @@ pub fn sniff(data: &[u8]) {
         assert!(now.is_some() || n < sniff::BYTES_MAX);
         answer = now;
     }
+    opening(data);
+}
+
+/// However it is cut: what goes on is neither TLS nor a request, and what comes of it is what it is whole.
+fn opening(data: &[u8]) {
+    let (mut opening, mut gone, mut held, mut is) = (sniff::Opening::default(), vec![], vec![], None);
+    for piece in data.chunks(data.len() % 7 + 1) {
+        held.extend_from_slice(piece);
+        match opening.next(&held) {
+            sniff::Step::GoesOn => gone.append(&mut held),
+            sniff::Step::Waits => {}
+            sniff::Step::Is(protocol) => {
+                is = Some(protocol);
+                break;
+            }
+        }
+        assert!(data.starts_with(&gone));
+    }
+    assert!(sniff::sniff(&gone).is_none_or(|_| gone.len() >= 64));
+    assert_ne!(gone.first(), Some(&0x16));
+    assert!(data.len() > 64 || is == sniff::sniff(data));
 }
 
 /// A message is taken when it is whole, as the same whatever follows, and never waits for more than it may have.

@@ -148,7 +148,8 @@ async fn tunnel_with_a_tail()
         let first = async |reader| (reader, Ok(b"hi".to_vec()));
         let mut client = ClientStream::from(inner);
         let cut = async { cutting.await.expect("reason") };
-        tunnel::run(&mut client, &upstream, first, (&Arc::default(), 1), cut).await
+        tunnel::run(&mut client, (&upstream, &tunnel::Meter::default()), first, (&Arc::default(), 1), cut)
+            .await
     });
     let mut hi = [0; 2];
     parent.read_exact(&mut hi).await.expect("read");

@@ -1,0 +1,187 @@
+//! The beginning of a connection that goes on before it is known what it is: of a client who begins with a word that has no end,
+//! and waits for its server's.
+//!
+//! INVARIANT: nothing of TLS goes on, nor the piece by which what goes on would come to be a request: who reads lines never has
+//! a request's whole, and no version of one.
+
+use super::{Protocol, VERSION, blank, lines, sniff, token};
+
+/// Bytes of a first word by which it is told apart: `PRI ` is the longest.
+const WORD_BYTES: usize = 4;
+
+/// What has gone on so far, as much of it as tells what follows.
+#[derive(Debug, Default)]
+pub struct Opening(Vec<u8>);
+
+/// What becomes of what is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It goes on, and what comes next is asked about.
+    GoesOn,
+    /// It waits for what comes next.
+    Waits,
+    /// It is known what it is, and is no longer asked about.
+    Is(Protocol),
+}
+
+// === impl Opening ===
+
+impl Opening {
+    /// Whether a client may be one that waits for its server, who began with this and says no more for a while.
+    #[must_use]
+    pub fn is_of(bytes: &[u8]) -> bool {
+        Opening::default().next(bytes) == Step::GoesOn
+    }
+
+    /// What becomes of `held`, which came behind what has gone on. It costs what `held` does, however much has gone on.
+    #[must_use]
+    pub fn next(&mut self, held: &[u8]) -> Step {
+        let all = [&self.0, held].concat();
+        match sniff(&all) {
+            Some(protocol) => Step::Is(protocol),
+            None if held.is_empty() || waits(&all) => Step::Waits,
+            None => {
+                self.0 = shortened(&all);
+                Step::GoesOn
+            }
+        }
+    }
+}
+
+/// Whether these may be the first of TLS, or their last of a version.
+fn waits(all: &[u8]) -> bool {
+    let (leading, line) = lines(all);
+    let Some(last) = line.iter().rposition(|b| blank(*b)) else {
+        return leading.is_empty() && line == [0x16];
+    };
+    let behind = line.get(last + 1..).unwrap_or_default();
+    !behind.is_empty() && VERSION.get(..behind.len()).is_some_and(|v| v.eq_ignore_ascii_case(behind))
+}
+
+/// What the same follows from as from `all`, of which it is not known what it is: the first of the word that it begins with, and
+/// where a version may be, if one may.
+fn shortened(all: &[u8]) -> Vec<u8> {
+    let (leading, line) = lines(all);
+    let word = line.iter().take_while(|b| token(**b)).take(WORD_BYTES);
+    let last = line.iter().rposition(|b| blank(*b));
+    let behind = last.and_then(|last| line.get(last..)).unwrap_or_default();
+    leading.iter().take(1).chain(word).chain(behind.iter().take(1 + VERSION.len())).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What goes on of these pieces before it is known what they are, and what they are, if that is known.
+    fn run<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<u8>, Option<Protocol>) {
+        let (mut opening, mut gone, mut held) = (Opening::default(), vec![], vec![]);
+        for piece in pieces {
+            held.extend_from_slice(piece);
+            match opening.next(&held) {
+                Step::GoesOn => gone.append(&mut held),
+                Step::Waits => {}
+                Step::Is(protocol) => return (gone, Some(protocol)),
+            }
+        }
+        (gone, None)
+    }
+
+    #[test]
+    fn words_without_an_end_go_on() {
+        for (pieces, gone, is) in [
+            (&["JDWP-Handshake", "\0\0\0\x0b"][..], "JDWP-Handshake", Some(Protocol::Unknown)),
+            (&["PING", "PING", "PING"], "PINGPINGPING", None),
+            (&["%1POWR ?\r", "%1POWR 1\r"], "%1POWR ?\r%1POWR 1\r", None),
+            (&["\r\n", "\r\n", "help\n"], "\r\n\r\n", Some(Protocol::Unknown)),
+            (&["say h", "i"], "say hi", None),
+            (&["\x16"], "", None),
+            (&["\x16", "\x03"], "", Some(Protocol::Tls)),
+            (&["\x16", "x"], "", Some(Protocol::Unknown)),
+            (&["G", "E", "T", " "], "GET", Some(Protocol::Http1)),
+            (&["GET", "\r", "/"], "GET\r", Some(Protocol::Http1)),
+            (&["\r\n", "GE", "T /"], "\r\nGE", Some(Protocol::Http1)),
+            (&["GETS", " /"], "GETS /", None),
+            (&["PR", "I", " * HTTP/2.0\r\n"], "PRI", Some(Protocol::Http2)),
+            (&["POST /a", " ", "h", "ttp", "/1.1\r\n"], "POST /a ", Some(Protocol::Http1)),
+            (&["POST /a H", "TML", " HTTP/1.1\r\n"], "POST /a HTML", Some(Protocol::Http1)),
+            (&["POST /a\r", "HTTP/"], "POST /a\r", Some(Protocol::Http1)),
+        ] {
+            let run = run(pieces.iter().map(|piece| piece.as_bytes()));
+            assert_eq!(run, (gone.as_bytes().to_vec(), is), "{pieces:?}");
+        }
+        assert!(Opening::is_of(b"PING") && !Opening::is_of(b"") && !Opening::is_of(b"\x16"));
+    }
+
+    /// However long it is, and however much of it went on.
+    #[test]
+    fn a_word_is_remembered_by_its_beginning() {
+        let mut opening = Opening::default();
+        for _ in 0..10_000 {
+            assert_eq!(opening.next(b"PING"), Step::GoesOn);
+            assert!(opening.0.len() <= WORD_BYTES);
+        }
+        assert_eq!(opening.next(b" / HTTP/1.1\r\n"), Step::Is(Protocol::Http1));
+        for _ in 0..10_000 {
+            assert_eq!(opening.next(b" a /"), Step::GoesOn);
+            assert!(opening.0.len() <= WORD_BYTES + 1 + VERSION.len());
+        }
+        assert_eq!(opening.next(b" HTT"), Step::Waits);
+        assert_eq!(opening.next(b" HTTP/"), Step::Is(Protocol::Http1));
+    }
+
+    /// A request, or the beginning of one, that begins as one may.
+    fn request() -> impl Strategy<Value = Vec<u8>> {
+        let blank = prop::sample::select(&[" ", "\t", "  ", "\x0b", "\r", "\x1c", " \r"][..]);
+        let method = prop_oneof![Just("GET".to_owned()), Just("PRI".to_owned()), "[A-Za-z-]{1,9}"];
+        let leading = prop::sample::select(&["", "\r\n", "\n", " ", "\r\n\r\n"][..]);
+        let version = prop::sample::select(&["HTTP/1.1", "http/1.0", "HTTP/2.0"][..]);
+        let target = "/[a-zH/T]{0,9}( H| HT| HTTP|)";
+        (leading, method, blank.clone(), target, blank, version)
+            .prop_map(|(a, b, c, d, e, f)| format!("{a}{b}{c}{d}{e}{f}\r\nHost: a\r\n\r\n").into_bytes())
+    }
+
+    /// `bytes` in pieces that end at these.
+    fn cut(bytes: &[u8], mut ends: Vec<usize>) -> Vec<&[u8]> {
+        ends.extend([0, bytes.len()]);
+        ends.iter_mut().for_each(|end| *end = (*end).min(bytes.len()));
+        ends.sort_unstable();
+        ends.windows(2).map(|two| &bytes[two[0]..two[1]]).filter(|piece| !piece.is_empty()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn of_a_request_nothing_of_its_version_goes_on_however_it_is_cut(
+            bytes in request(),
+            ends in prop::collection::vec(0usize..40, 0..12),
+        ) {
+            let (gone, is) = run(cut(&bytes, ends));
+            prop_assert!(matches!(is, Some(Protocol::Http1 | Protocol::Http2)), "{is:?}");
+            prop_assert!(bytes.starts_with(&gone));
+            let text = String::from_utf8_lossy(&gone).into_owned();
+            let line = text.trim_start();
+            prop_assert!(!line.contains('\n') && !line.to_ascii_lowercase().contains("http/"), "{line:?}");
+            prop_assert!(!line.starts_with("GET ") && !text.starts_with("PRI "), "{line:?}");
+        }
+
+        #[test]
+        fn of_tls_nothing_goes_on_however_it_is_cut(
+            rest in prop::collection::vec(any::<u8>(), 0..40),
+            ends in prop::collection::vec(0usize..40, 0..12),
+        ) {
+            let bytes = [&[0x16, 3][..], &rest].concat();
+            prop_assert_eq!(run(cut(&bytes, ends)), (vec![], Some(Protocol::Tls)));
+        }
+
+        /// What is cut is what is whole: one is told the other.
+        #[test]
+        fn what_is_cut_is_taken_for_what_it_is(
+            bytes in "[GETPRI \r\nHTP/0-9a-z\x16\x03\x1c\0]{1,60}",
+            ends in prop::collection::vec(0usize..60, 0..12),
+        ) {
+            let whole = sniff(bytes.as_bytes());
+            prop_assert_eq!(run(cut(bytes.as_bytes(), ends)).1, whole);
+        }
+    }
+}
