@@ -1,11 +1,13 @@
 """Models' APIs as their providers have them: `mock.py HOST PORT`. Each answers 11 tokens of prompt with 7, in its own dialect:
-Anthropic's messages, Gemini, Cohere's chat, Bedrock's converse, OpenAI's responses, and its chat, which Mistral's is. What caches
-had and got, and what was thought, each tells in its own way: within these numbers, or besides.
+Anthropic's messages, by themselves and as Bedrock's invoke has them, Gemini, Cohere's chat, Bedrock's converse, OpenAI's responses,
+and its chat, which Mistral's is; OpenAI's embeddings by a vector of 11 tokens each time. What caches had and got, and what was
+thought, each tells in its own way: within these numbers, or besides.
 
 A prompt with `tool` in it is answered by a call of the tool `look_up`, in the chats of OpenAI and Cohere and Anthropic's messages
 one with `two tools` by two, the second of which looks up another thing; one with `fail`, `busy` or `broken`, by an error of 400, 429 or 500; one
 with `slow` stops after its first text, until the client leaves."""
 
+import base64
 import json
 import struct
 import sys
@@ -13,6 +15,7 @@ import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TEXT = ["Egress", " is", " governed."]
+VECTOR = [0.5, -0.25]
 ARGUMENTS = {"what": "egress"}
 OTHERS = {"what": "rm -rf /"}
 FAILURES = {"fail": 400, "be busy": 429, "be broken": 500}
@@ -41,7 +44,15 @@ def parts(arguments: dict) -> list[str]:
     return [text[:11], text[11:16], text[16:]]
 
 
-def anthropic(calls: list[dict], stream: bool):
+def chunk(event: dict) -> bytes:
+    """An event of a model's own as Bedrock's invoke streams it; the last has counts besides."""
+    if event["type"] == "message_stop":
+        counts = {"inputTokenCount": 11, "outputTokenCount": 7, "cacheReadInputTokenCount": 4, "cacheWriteInputTokenCount": 2}
+        event = event | {"amazon-bedrock-invocationMetrics": counts | {"invocationLatency": 2, "firstByteLatency": 1}}
+    return frame("chunk", {"bytes": base64.b64encode(json.dumps(event).encode()).decode(), "p": "abcdefgh"})
+
+
+def anthropic(calls: list[dict], stream: bool, said=lambda event: sse(event, event["type"])):
     # What caches had and got counts besides.
     prompt = {"input_tokens": 11, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 2}
     message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "mock-1", "stop_sequence": None}
@@ -62,7 +73,7 @@ def anthropic(calls: list[dict], stream: bool):
         events += [{"type": "content_block_stop", "index": n}]
     delta = {"stop_reason": stop, "stop_sequence": None}
     events += [{"type": "message_delta", "delta": delta, "usage": {"output_tokens": 7}}, {"type": "message_stop"}]
-    return [sse(event, event["type"]) for event in events]
+    return [said(event) for event in events]
 
 
 def gemini(tool: bool, stream: bool):
@@ -190,6 +201,13 @@ def responses(tool: bool, stream: bool):
     return [sse(event | {"sequence_number": n}, event["type"]) for n, event in enumerate(events)]
 
 
+def embeddings(asked: dict) -> dict:
+    vector = base64.b64encode(struct.pack("<2f", *VECTOR)).decode() if asked.get("encoding_format") == "base64" else VECTOR
+    inputs = asked["input"] if isinstance(asked["input"], list) else [asked["input"]]
+    data = [{"object": "embedding", "index": n, "embedding": vector} for n in range(len(inputs))]
+    return {"object": "list", "data": data, "model": "mock-1", "usage": {"prompt_tokens": 11, "total_tokens": 11}}
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -199,9 +217,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.reply(200, "application/json", b"{}")
 
-    def reply(self, status: int, kind: str, body: bytes) -> None:
+    def reply(self, status: int, kind: str, body: bytes, more: dict = {}) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", kind)
+        for name, value in ({"Content-Type": kind} | more).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -226,8 +245,15 @@ class Handler(BaseHTTPRequestHandler):
         if failing:
             error = {"type": "invalid_request_error", "message": "it fails"}
             return self.reply(failing[0], "application/json", json.dumps({"type": "error", "message": "it fails", "error": error}).encode())
+        more = {}
         if path.endswith("/messages"):
             answer = anthropic(calls, stream)
+        elif "/invoke" in path:
+            answer = anthropic(calls, stream, chunk)
+            # Without what caches had and got.
+            more = {} if stream else {"x-amzn-bedrock-input-token-count": "11", "x-amzn-bedrock-output-token-count": "7"}
+        elif path.endswith("/embeddings"):
+            answer = embeddings(asked)
         elif path.endswith("/chat") and "/v2" in path:
             answer = cohere(calls, stream)
         elif "/converse" in path:
@@ -240,8 +266,8 @@ class Handler(BaseHTTPRequestHandler):
             told = asked.get("stream_options", {}).get("include_usage", False)
             answer = openai(calls, stream, told, "mistral" in self.headers.get("User-Agent", ""))
         if not stream:
-            return self.reply(200, "application/json", json.dumps(answer).encode())
-        kind = "application/vnd.amazon.eventstream" if "/converse" in path else "text/event-stream"
+            return self.reply(200, "application/json", json.dumps(answer).encode(), more)
+        kind = "application/vnd.amazon.eventstream" if "/converse" in path or "/invoke" in path else "text/event-stream"
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Transfer-Encoding", "chunked")

@@ -61,7 +61,7 @@ def streamed(ask) -> None:
                 else:
                     calls.setdefault(n, {"name": "", "arguments": ""})[kind] += part
         except Exception as error:
-            known = {"(policy_forbidden)": "denied", "incomplete chunked read": "cut"}
+            known = {"(policy_forbidden)": "denied", "incomplete chunked read": "cut", "ended prematurely": "cut"}
             end = next((end for text, end in known.items() if text in f"{error} {error!r}"), repr(error))
         print(json.dumps([what, "".join(said), [[call["name"], call["arguments"]] for call in calls.values()], end]), flush=True)
 
@@ -212,7 +212,7 @@ def mistral() -> None:
     left(client.chat.stream(**asked(SLOW)))
 
 
-def bedrock() -> None:
+def bedrock_client():
     import boto3
     from botocore.config import Config
 
@@ -223,6 +223,11 @@ def bedrock() -> None:
     def add(request, **_) -> None:
         request.headers["x-clawgress-key"] = key
     client.meta.events.register("before-send.bedrock-runtime", add)
+    return client
+
+
+def bedrock() -> None:
+    client = bedrock_client()
     spec = {"toolSpec": {"name": "look_up", "inputSchema": {"json": LOOK_UP}}}
     def asked(text: str, model: str = "mock-1") -> dict:
         more = {"toolConfig": {"tools": [spec]}} if text == TOOL else {}
@@ -245,6 +250,52 @@ def bedrock() -> None:
     failed(lambda text: client.converse(**asked(text)))
     tried("denied", lambda: client.converse(**asked(ASK, "mock-2")))
     left(client.converse_stream(**asked(SLOW))["stream"], lambda event: "contentBlockDelta" in event)
+
+
+def invoked(text: str, model: str = "mock-1") -> dict:
+    """What Anthropic's models take by `invoke`: their own body, but for the model and whether it streams, which the path has."""
+    body = anthropic_asked(text) | {"anthropic_version": "bedrock-2023-05-31"}
+    body.pop("model")
+    return {"modelId": model, "body": json.dumps(body), "contentType": "application/json", "accept": "application/json"}
+
+
+def invoke_events(client, text: str):
+    for event in client.invoke_model_with_response_stream(**invoked(text))["body"]:
+        yield json.loads(event["chunk"]["bytes"])
+
+
+def bedrock_invoke() -> None:
+    client = bedrock_client()
+    whole = json.loads(client.invoke_model(**invoked(ASK))["body"].read())
+    told("whole", whole["content"][0]["text"], (whole["usage"]["input_tokens"], whole["usage"]["output_tokens"]))
+    for what, prompt in [("stream", ASK), ("tool", TOOL)]:
+        text, tokens, name = "", [0, 0], None
+        for event in invoke_events(client, prompt):
+            if event["type"] == "message_start":
+                tokens[0] = event["message"]["usage"]["input_tokens"]
+            if event["type"] == "content_block_start":
+                name = event["content_block"].get("name")
+            if event["type"] == "content_block_delta":
+                text += event["delta"].get("text") or event["delta"].get("partial_json", "")
+            if event["type"] == "message_delta":
+                tokens[1] = event["usage"]["output_tokens"]
+        told(what, [name, json.loads(text)] if name else text, tokens)
+    failed(lambda text: client.invoke_model(**invoked(text)))
+    tried("denied", lambda: client.invoke_model(**invoked(ASK, "mock-2")))
+    left(invoke_events(client, SLOW), lambda event: event["type"] == "content_block_delta")
+
+
+def bedrock_invoke_calls() -> None:
+    client = bedrock_client()
+    def ask(text: str):
+        for event in invoke_events(client, text):
+            if event["type"] == "content_block_start" and event["content_block"]["type"] == "tool_use":
+                yield "name", event["index"], event["content_block"]["name"]
+            if event["type"] == "content_block_delta":
+                part = event["delta"].get("text")
+                yield ("text", event["index"], part) if part else ("arguments", event["index"], event["delta"]["partial_json"])
+    streamed(ask)
+    tried("whole", lambda: client.invoke_model(**invoked(TWO)))
 
 
 def litellm_asked(text: str, model: str = "mock-1", **more) -> dict:
@@ -385,18 +436,34 @@ def responses() -> None:
     left(client.responses.create(**asked(SLOW, stream=True)), lambda event: event.type.endswith(".delta"))
 
 
+def embeddings() -> None:
+    client = openai_client()
+    def usage(of) -> tuple:
+        return (of.prompt_tokens, of.total_tokens)
+    # The SDK asks for base64, and reads it, unless it is told what to ask for.
+    one = client.embeddings.create(model="mock-1", input=ASK)
+    told("whole", [one.data[0].embedding], usage(one.usage))
+    two = client.embeddings.create(model="mock-1", input=[ASK, TOOL], encoding_format="float")
+    told("two", [each.embedding for each in two.data], usage(two.usage))
+    failed(lambda text: client.embeddings.create(model="mock-1", input=text))
+    tried("denied", lambda: client.embeddings.create(model="mock-2", input=ASK))
+
+
 {
     "openai": chat,
     "openai-responses": responses,
+    "openai-embeddings": embeddings,
     "anthropic": anthropic,
     "google-genai": google,
     "cohere": cohere,
     "mistralai": mistral,
     "boto3": bedrock,
+    "boto3-invoke": bedrock_invoke,
     "litellm": litellm,
     "langchain-openai": langchain,
     "openai calls": chat_calls,
     "anthropic calls": anthropic_calls,
+    "boto3-invoke calls": bedrock_invoke_calls,
     "cohere calls": cohere_calls,
     "mistralai calls": mistral_calls,
     "litellm calls": litellm_calls,

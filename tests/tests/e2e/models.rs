@@ -28,14 +28,16 @@ permit (principal in Team::"research", action == Action::"llm", resource == Mode
 "#;
 
 /// Each SDK, what its base URL ends in, and what is called by it.
-const SDKS: [(&str, &str, &str); 9] = [
+const SDKS: [(&str, &str, &str); 11] = [
     ("openai", "/v1", "chat_completions"),
     ("openai-responses", "/v1", "responses"),
+    ("openai-embeddings", "/v1", "embeddings"),
     ("anthropic", "", "messages"),
     ("google-genai", "", "generate_content"),
     ("cohere", "", "cohere_chat"),
     ("mistralai", "", "chat_completions"),
     ("boto3", "", "converse"),
+    ("boto3-invoke", "", "invoke"),
     ("litellm", "/v1", "chat_completions"),
     ("langchain-openai", "/v1", "chat_completions"),
 ];
@@ -45,16 +47,17 @@ const SDKS: [(&str, &str, &str); 9] = [
 const PRICES: &str = "lab\t^mock-1\t-\t0\t3000000\t300000\t3750000\t15000000\t20000000\t500000000\tthe lab\n";
 
 /// What the mock tells of tokens by this surface. Of OpenAI's dialect 4 of 11 were cached and 3 of 7 reasoning; of Gemini's 4
-/// were cached and 3 more thought; Anthropic and Bedrock tell of 4 cached and 2 written besides the 11.
+/// were cached and 3 more thought; Anthropic and Bedrock tell of 4 cached and 2 written besides the 11. Vectors are no output.
 fn used(surface: &str) -> TokenUsage {
     let (input, cached, cache_written) = match surface {
         "chat_completions" | "responses" | "generate_content" => (11, 4, 0),
-        "messages" | "converse" => (11 + 4 + 2, 4, 2),
+        "messages" | "converse" | "invoke" => (11 + 4 + 2, 4, 2),
         _ => (11, 0, 0),
     };
     let (output, reasoning) = match surface {
         "chat_completions" | "responses" => (7, 3),
         "generate_content" => (7 + 3, 3),
+        "embeddings" => (0, 0),
         _ => (7, 0),
     };
     let model = Some("mock-1".to_owned());
@@ -98,15 +101,15 @@ fn base(suffix: &str) -> String {
     format!("http://{}:{PROXY_PORT}/models{suffix}", GATEWAY.v4)
 }
 
-/// Whether what comes of `argv` is what should, thing by thing.
+/// Whether what comes of `argv`, which asks for this surface, is what should, thing by thing.
 #[track_caller]
-fn check(site: &Site, what: &str, argv: &[&str]) {
+fn check(site: &Site, what: &str, surface: &str, argv: &[&str]) {
     let output = site.gateway.lab.run(Host::Anon, argv).unwrap();
     let lines: Vec<Value> =
         output.stdout.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     assert!(output.ok(), "{what}: {output:?}");
     let text = "Egress is governed.";
-    let wanted = [
+    let mut wanted = vec![
         json!(["whole", text, [11, 7]]),
         json!(["stream", text, [11, 7]]),
         json!(["tool", ["look_up", {"what": "egress"}], [11, 7]]),
@@ -117,6 +120,13 @@ fn check(site: &Site, what: &str, argv: &[&str]) {
         json!(["denied", 403, null]),
         json!(["cancel", "left", null]),
     ];
+    if surface == "embeddings" {
+        // Nothing of it is streamed.
+        let vector = [0.5, -0.25];
+        wanted
+            .splice(..3, [json!(["whole", [vector], [11, 11]]), json!(["two", [vector, vector], [11, 11]])]);
+        wanted.pop();
+    }
     assert_eq!(lines, wanted, "{what}: {output:?}");
 }
 
@@ -142,15 +152,17 @@ fn outcomes(site: &Site, surface: &str, statuses: &[u16], count: usize) -> Vec<A
     found
 }
 
-/// Whether calls of this surface by so many SDKs are recorded as they went: three of each whole, to the token; one that its client
-/// left, charged for what came, by estimate; and what failed, which cost nothing.
+/// Whether calls of this surface by so many SDKs are recorded as they went: three of each whole (of embeddings two), to the token;
+/// one that its client left (of what streams), charged for what came, by estimate; and what failed, which cost nothing.
 #[track_caller]
 fn are_counted(site: &Site, surface: &str, sdks: usize) {
     let outcomes_of = |status, count| outcomes(site, surface, &[status], count);
-    let all = outcomes_of(200, 4 * sdks);
+    let (whole_each, left_each) = if surface == "embeddings" { (2, 0) } else { (3, 1) };
+    let all = outcomes_of(200, (whole_each + left_each) * sdks);
     let (left, exact): (Vec<_>, Vec<_>) =
         all.iter().partition(|r| r.tokens.as_ref().is_some_and(|tokens| tokens.estimated));
-    assert_eq!((exact.len(), left.len()), (3 * sdks, sdks), "{surface}: {all:#?}");
+    let counts = (whole_each * sdks, left_each * sdks);
+    assert_eq!((exact.len(), left.len()), counts, "{surface}: {all:#?}");
     for outcome in exact {
         let wanted = used(surface);
         assert_eq!(outcome.cost, Some(cost(&wanted)), "{surface}: {outcome:#?}");
@@ -158,10 +170,10 @@ fn are_counted(site: &Site, surface: &str, sdks: usize) {
     }
     for outcome in left {
         let tokens = outcome.tokens.as_ref().unwrap();
-        // Anthropic's streams begin with the count of the prompt.
+        // Anthropic's streams begin with the count of the prompt, whoever serves them.
         let told = |tokens: &TokenUsage| (tokens.input, tokens.cached, tokens.cache_written);
-        let is_input =
-            if surface == "messages" { told(tokens) == told(&used(surface)) } else { tokens.input > 0 };
+        let begins_with_it = matches!(surface, "messages" | "invoke");
+        let is_input = if begins_with_it { told(tokens) == told(&used(surface)) } else { tokens.input > 0 };
         assert!(is_input && (1..7).contains(&tokens.output), "{surface}: {outcome:#?}");
         assert_eq!(outcome.cost, Some(cost(tokens)), "{surface}: {outcome:#?}");
     }
@@ -177,13 +189,20 @@ fn sdks_of_providers_are_governed_and_counted() {
     let (site, _mock) = start();
     let python = clients::sdks().unwrap().display().to_string();
     let script = clients::script("sdks/models.py").display().to_string();
-    for (sdk, suffix, _) in SDKS {
+    for (sdk, suffix, surface) in SDKS {
         let url = base(suffix);
-        check(&site, sdk, &[&*python, &script, sdk, &url, &site.assistant_key]);
+        check(&site, sdk, surface, &[&*python, &script, sdk, &url, &site.assistant_key]);
     }
-    for surface in
-        ["generate_content", "cohere_chat", "converse", "messages", "responses", "chat_completions"]
-    {
+    for surface in [
+        "generate_content",
+        "cohere_chat",
+        "converse",
+        "invoke",
+        "messages",
+        "responses",
+        "embeddings",
+        "chat_completions",
+    ] {
         are_counted(&site, surface, SDKS.iter().filter(|(_, _, of)| *of == surface).count());
     }
     let denied = record(&site, "the model that is denied", |r| {
@@ -217,6 +236,8 @@ fn sdks_see_no_streamed_call_that_is_denied() {
         ("anthropic calls", "", json!([permitted]), "denied"),
         // Cohere's streams have no errors, and its SDK skips what it does not know.
         ("cohere calls", "", json!([permitted]), "cut"),
+        // Nor have Amazon's one for this.
+        ("boto3-invoke calls", "", json!([permitted]), "cut"),
         ("mistralai calls", "", json!([]), "denied"),
         ("litellm calls", "/v1", json!([]), "denied"),
         ("langchain-openai calls", "/v1", json!([]), "denied"),
@@ -233,7 +254,7 @@ fn sdks_see_no_streamed_call_that_is_denied() {
         ];
         assert_eq!(lines, wanted, "{sdk}: {output:?}");
     }
-    for (surface, sdks) in [("messages", 1), ("cohere_chat", 1), ("chat_completions", 4)] {
+    for (surface, sdks) in [("messages", 1), ("invoke", 1), ("cohere_chat", 1), ("chat_completions", 4)] {
         // What is denied at its very begin, before anything went out, has a status that says so.
         let all = outcomes(&site, surface, &[200, 403], 4 * sdks);
         let (denied, whole): (Vec<_>, Vec<_>) = all.into_iter().partition(|r| r.reason.is_some());
@@ -255,7 +276,12 @@ fn an_sdk_of_node_is_governed_and_counted() {
     let modules = clients::modules().unwrap().display().to_string();
     let script = clients::script("node/clients.mjs").display().to_string();
     let url = base("/v1");
-    check(&site, "node", &["node", &script, &modules, "openai", &url, &site.assistant_key]);
+    check(
+        &site,
+        "node",
+        "chat_completions",
+        &["node", &script, &modules, "openai", &url, &site.assistant_key],
+    );
     are_counted(&site, "chat_completions", 1);
     finish(site);
 }
