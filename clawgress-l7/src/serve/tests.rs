@@ -14,6 +14,7 @@ use super::*;
 use crate::connection::Bound;
 use crate::vault::Vault;
 
+mod desync;
 #[expect(dead_code, reason = "some of it only the tests of the whole process need")]
 #[path = "../../tests/proxy/dns.rs"]
 pub(crate) mod dns;
