@@ -48,6 +48,7 @@ mod quarantine;
 mod registry;
 mod replays;
 mod scale;
+mod segments;
 mod shared;
 mod signals;
 mod slow;
