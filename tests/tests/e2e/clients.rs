@@ -6,16 +6,17 @@ use std::path::Path;
 
 use clawgress_api::{AuditQuery, Ingress, RecordKind, Verdict};
 use clawgress_e2e::clients;
-use clawgress_e2e::lab::{Daemon, Host, Output};
+use clawgress_e2e::lab::{Daemon, Host, Output, Role};
 use clawgress_e2e::plan::{API, TWO, addresses};
 use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS, Site};
 use clawgress_e2e::world;
 
+use crate::floods::resident;
 use crate::interception::Reading;
 use crate::support::{admin, agent, curl, finish, proxy, record, to_host};
 
 /// One host more, all of which is read, at the port of WebSockets too.
-const READ: &str = r#"
+pub const READ: &str = r#"
 @id("reach-8443") permit (principal in Team::"research", action == Action::"connect", resource in NetworkSet::"web")
 when { context.protocol == "tcp" && context.port == 8443 };
 @id("two") permit (principal in Team::"research", action in [Action::"tls", Action::"tunnel", Action::"http"], resource == Host::"two.allowed.test");
@@ -513,6 +514,7 @@ fn a_client_is_offered_what_its_server_speaks() {
     });
     let seen = admin(&reading.site).audit(&AuditQuery::default()).unwrap();
     assert!(seen.iter().any(|r| r.destination.path.as_deref() == Some("/public/versions") && r.intercepted));
+    loaded(&mut reading.site, "/load/read");
     // Where nothing is read, the two speak HTTP/2 with each other.
     let unread = READ.replace("@effect(\"intercept\") ", "");
     reading.site.gateway.apply_policy(&format!("{POLICY}{unread}"), SETS).unwrap();
@@ -531,7 +533,32 @@ fn a_client_is_offered_what_its_server_speaks() {
         });
         assert_eq!((found.verdict, found.intercepted), (Some(Verdict::Allow), false), "{found:?}");
     }
+    loaded(&mut reading.site, "/load/unread");
     finish(reading.site);
+}
+
+/// Requests of h2load, by the route: as many connections and streams as one agent may have at ease.
+const LOAD: usize = 1_000;
+/// Most resident memory that the proxy may gain by them, KiB: some hundred for each stream that is under way, and what an
+/// allocator keeps.
+const LOAD_KIB_MAX: u64 = 24 * 1024;
+
+/// h2load's requests are all answered by the server, and the proxy keeps nothing of them.
+#[track_caller]
+fn loaded(site: &mut Site, path: &str) {
+    let (url, count) = (format!("https://{TWO}{path}"), LOAD.to_string());
+    let before = resident(site, Role::L7);
+    let output = site.gateway.lab.run(Host::Known, &["h2load", "-n", &count, "-c", "4", "-m", "25", &url]);
+    let said = output.unwrap().check().unwrap().stdout;
+    let after = resident(site, Role::L7);
+    let finished = said.lines().find(|line| line.starts_with("finished in")).unwrap_or_default();
+    println!("h2load {path}: {finished}; the proxy has {before} KiB before, {after} after");
+    assert!(said.contains("Application protocol: h2"), "{said}");
+    let all = format!("{LOAD} done, {LOAD} succeeded, 0 failed, 0 errored, 0 timeout");
+    assert!(said.contains(&all) && said.contains(&format!("{LOAD} 2xx")), "{said}");
+    let seen = site.gateway.lab.world().unwrap().requests;
+    assert_eq!(seen.iter().filter(|request| request.target == path).count(), LOAD);
+    assert!(after < before + LOAD_KIB_MAX, "the proxy grew from {before} to {after} KiB");
 }
 
 /// A host that is read since it is no tunnel, of a server that speaks HTTP/1.1.
