@@ -109,6 +109,10 @@ pub struct GatewayOptions {
     pub datapath: String,
     /// More of the table of the agents' interface.
     pub agents_interface: String,
+    /// More of the proxy's table.
+    pub proxy: String,
+    /// DNS servers that are asked, and whom they are verified by, as L7's table has it; that of the outside, over UDP, if empty.
+    pub resolvers: String,
     /// More tables of the configuration.
     pub more: String,
 }
@@ -350,6 +354,10 @@ impl Gateway {
         if let Some(cgroup) = &cgroup {
             self.lab.remember_pin(cgroup.clone())?;
         }
+        let resolvers = match &*self.options.resolvers {
+            "" => format!("resolvers = [\"{}:53\"]", DNS.0),
+            given => given.to_owned(),
+        };
         let option =
             |name: &str, value: Option<String>| value.map(|v| format!("{name} = {v}\n")).unwrap_or_default();
         let text = format!(
@@ -357,9 +365,9 @@ impl Gateway {
              [datapath]\nmode = \"kernel\"\nbpffs = \"{}\"\n{}\n\
              [[interface]]\nname = \"agents0\"\nrole = \"agents\"\n{}\n\
              [[interface]]\nname = \"wan0\"\nrole = \"uplink\"\n\n\
-             [proxy]\nlisten = [\"{}:{PROXY_PORT}\", \"[{}]:{PROXY_PORT}\"]\n\n\
+             [proxy]\nlisten = [\"{}:{PROXY_PORT}\", \"[{}]:{PROXY_PORT}\"]\n{}\n\
              [access]\nkeys_user = \"bin\"\ncontrol_user = \"daemon\"\nl7_user = \"nobody\"\n\n\
-             [l7]\nresolvers = [\"{}:53\"]\n{}{}{}{}",
+             [l7]\n{resolvers}\n{}{}{}{}",
             self.lab.name(),
             state.display(),
             run.display(),
@@ -368,7 +376,7 @@ impl Gateway {
             self.options.agents_interface,
             GATEWAY.v4,
             GATEWAY.v6,
-            DNS.0,
+            self.options.proxy,
             option("snapshot_stale_s_max", self.options.snapshot_stale_s_max.map(|n| n.to_string())),
             option("connections_max", self.options.connections_max.map(|n| n.to_string())),
             option("cgroup", cgroup.map(|c| format!("\"{}\"", c.display()))),

@@ -14,6 +14,7 @@ use nix::unistd::User;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
+use crate::balancers::{BELIEVED, a_balancer_says_whose_its_connections_are};
 use crate::pki::{Authority, Pair, Wanted};
 use crate::shared::wait_for;
 use crate::support::{admin, agent, codes, curl, cut, denied, finish, record};
@@ -108,10 +109,10 @@ pub struct Setting {
     server_ca: Authority,
 }
 
-/// A file that L7 may read, and nobody else.
-fn give(from: &Path, to: &Path) {
+/// A file that the role of this user may read, and nobody else.
+pub fn give(from: &Path, to: &Path, user: &str) {
     fs::copy(from, to).unwrap();
-    let user = User::from_name("nobody").unwrap().unwrap();
+    let user = User::from_name(user).unwrap().unwrap();
     chown(to, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
     fs::set_permissions(to, Permissions::from_mode(0o400)).unwrap();
 }
@@ -130,8 +131,8 @@ impl Setting {
         let server =
             server_ca.issue("proxy", &Wanted { names: &names, usage: "serverAuth", ..Wanted::default() });
         let (certificate, key) = (lab.dir().join("proxy.pem"), lab.dir().join("proxy.key"));
-        give(&server.certificate, &certificate);
-        give(&server.key, &key);
+        give(&server.certificate, &certificate, "nobody");
+        give(&server.key, &key, "nobody");
         let more = format!(
             "\n[proxy.tls]\nlisten = [\"{}:{PROXY_TLS_PORT}\", \"[{}]:{PROXY_TLS_PORT}\"]\n\
              certificate = \"{}\"\nkey = \"{}\"\n{tables}",
@@ -140,7 +141,8 @@ impl Setting {
             certificate.display(),
             key.display()
         );
-        let site = Site::start(lab, GatewayOptions { more, ..GatewayOptions::default() }).unwrap();
+        let proxy = BELIEVED.to_owned();
+        let site = Site::start(lab, GatewayOptions { more, proxy, ..GatewayOptions::default() }).unwrap();
         admin(&site).create_agent(WRITER, TEAM, &[]).unwrap();
         Setting { site, server_ca }
     }
@@ -230,6 +232,7 @@ fn an_agent_with_a_certificate() {
     assert_eq!(s.ask(Host::Known, &v4, None, TUNNEL), (200, 200));
     assert_eq!(s.ask(Host::Known, &v4, Some(&own), TUNNEL), (0, 403));
     record(&s.site, "another's certificate", |r| denied(r, "identity_conflict"));
+    a_balancer_says_whose_its_connections_are(&s, &own);
 
     // An SVID of a trust domain.
     let certificate = CertificateDer::from_pem_slice(spire.pem().as_bytes()).unwrap();

@@ -1,15 +1,18 @@
 //! DNS: agents ask whatever server they like, and the gateway answers: what policy permits, without what must not be
 //! told, and with what it opens.
 
+use std::fs;
 use std::time::Duration;
 
 use clawgress_api::{Ingress, RecordKind, Verdict};
-use clawgress_e2e::lab::{Host, Output};
+use clawgress_e2e::lab::{Daemon, GatewayOptions, Host, Lab, Output};
 use clawgress_e2e::plan::{
     API, BLOCKED, DATABASE, DATABASE_PORT, DNS, LARGE, METADATA, REBIND, SECRET, V6_ONLY, WEB, addresses,
 };
 use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS, Site};
+use clawgress_e2e::world::CERTIFICATES;
 
+use crate::balancers::haproxy;
 use crate::support::{agent, codes, curl, denied, finish, pair, proxy, record, site, to_host};
 
 /// What opens DNS, in place of the scenario's policy that lets it go straight through.
@@ -168,9 +171,40 @@ fn what_is_not_permitted_is_refused_and_goes_nowhere() {
     finish(site);
 }
 
+/// What is asked over TLS goes on to the outside's server over TCP, by HAProxy.
+fn secured(lab: &Lab) -> Daemon {
+    let of_api =
+        |kind| fs::read_to_string(lab.dir().join(CERTIFICATES).join(format!("{API}.{kind}"))).unwrap();
+    let both = lab.dir().join("dot.pem");
+    fs::write(&both, of_api("pem") + &of_api("key")).unwrap();
+    let proxies =
+        format!("listen dot\n bind {0}:853 ssl crt {1}\n server dns {0}:53\n", DNS.0, both.display());
+    haproxy(lab, Host::World, &proxies, &format!("{}/853", DNS.0))
+}
+
+/// A site whose gateway asks over TLS; whoever else asks outside is counted.
+fn over_tls() -> (Site, Daemon) {
+    let lab = Lab::builder().start().unwrap();
+    let server = secured(&lab);
+    let rules = "table inet plain { counter asked { }
+        chain count { type filter hook prerouting priority 0; iifname wan0 meta l4proto { tcp, udp } th dport 53 counter name asked; }
+    }";
+    lab.run(Host::World, &["nft", rules]).unwrap().check().unwrap();
+    let (server_name, roots) = (format!("tls://{}:853#{API}", DNS.0), lab.ca().display().to_string());
+    let resolvers = format!("resolvers = [\"{server_name}\"]\nresolver_roots = [\"{roots}\"]");
+    let site = Site::start(lab, GatewayOptions { resolvers, ..GatewayOptions::default() }).unwrap();
+    (with_policy(site, ""), server)
+}
+
+/// Agents are answered by who is asked over TLS; what they are not told is the same.
 #[test]
 fn private_answers_and_keys_of_ech_are_not_told() {
-    let site = resolving("");
+    let (site, mut server) = over_tls();
+    let [v4, v6] = addresses(API)[..] else { panic!("two addresses") };
+    for way in [&[][..], &["+tcp"]] {
+        assert_eq!(short(&site, &[way, &[API, "A"]].concat()), [v4.to_string()], "{way:?}");
+        assert_eq!(short(&site, &[way, &[API, "AAAA"]].concat()), [v6.to_string()], "{way:?}");
+    }
     for (name, reason) in [(REBIND, "gateway_address"), (METADATA, "address_reserved")] {
         let output = dig(&site, Host::Known, &[name, "A"]);
         is(&output, "REFUSED");
@@ -184,6 +218,16 @@ fn private_answers_and_keys_of_ech_are_not_told() {
     assert!(services[0].contains("alpn=") && !services[0].contains("ech="), "{services:?}");
     let services = short(&site, &[REBIND, "HTTPS"]);
     assert!(services.len() == 1 && !services[0].contains("ipv4hint"), "{services:?}");
+    // Nobody is asked in its place, and nothing in clear.
+    server.kill().unwrap();
+    is(&dig(&site, Host::Known, &["llm.allowed.test", "A"]), "SERVFAIL");
+    record(&site, "nobody to ask", |r| {
+        to_host(r, "llm.allowed.test") && r.reason.is_some_and(|x| x.name() == "resolve_failed")
+    });
+    let asked = site.gateway.lab.run(Host::World, &["nft", "list", "counters", "table", "inet", "plain"]);
+    assert!(asked.unwrap().stdout.contains("packets 0 bytes 0"));
+    let _server = secured(&site.gateway.lab);
+    assert_eq!(short(&site, &["llm.allowed.test", "A"]).len(), 1);
     finish(site);
 }
 

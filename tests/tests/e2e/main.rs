@@ -21,6 +21,7 @@ mod workload_api;
 
 mod administration;
 mod audit;
+mod balancers;
 mod certificates;
 mod claims;
 mod clients;

@@ -38,6 +38,12 @@ const PROGRAMS: &[Program] = &[
     program("dig", "bind9-dnsutils", Scope::Lab, "is a client"),
     program("h2load", "nghttp2-client", Scope::Lab, "is a client of HTTP/2"),
     program("git", "git", Scope::Lab, "is a client"),
+    program(
+        "haproxy",
+        "haproxy",
+        Scope::Lab,
+        "is a load balancer before the gateway, and a DNS server over TLS",
+    ),
     program("slowhttptest", "slowhttptest", Scope::Lab, "is a client that takes its time"),
     program("iodined", "iodine", Scope::Lab, "makes a tunnel of DNS"),
     program("ifconfig", "net-tools", Scope::Lab, "is what iodine sets addresses by"),
