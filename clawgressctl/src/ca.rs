@@ -88,14 +88,14 @@ pub async fn run(client: &Client, output: Output, verb: Verb) -> Result<(), Fail
     let mut admin = client.connect().await?;
     let status: InterceptionStatus = client.document(admin.interception(Empty {}).await)?;
     match verb {
-        Verb::Install(_) => install::install(output, own(&status)),
+        Verb::Install(_) => install::install(output, trusted(&status)),
         Verb::Check(_) | Verb::Uninstall => Ok(()),
         Verb::Show if output == Output::Json => output::json(&status),
         Verb::Show => show(&status),
-        Verb::Export if output == Output::Json => output::json(&Exported { certificate: own(&status) }),
-        Verb::Export => output::line(own(&status).trim_end()),
+        Verb::Export if output == Output::Json => output::json(&Exported { certificate: trusted(&status) }),
+        Verb::Export => output::line(trusted(&status).trim_end()),
         Verb::Env(Env { directory }) => {
-            let mut all = variables(&directory, own(&status))?;
+            let mut all = variables(&directory, trusted(&status))?;
             all.extend(java_variable(&directory)?);
             if output == Output::Json {
                 return output::json(&all.into_iter().collect::<BTreeMap<_, _>>());
@@ -118,9 +118,10 @@ pub async fn authority(client: &Client) -> Result<Option<InterceptionStatus>, Fa
     }
 }
 
-/// What clients are to trust.
-pub fn own(status: &InterceptionStatus) -> &str {
-    status.chain.first().map_or("", String::as_str)
+/// What clients are to trust: the authority that was made here, or the topmost of those that its operator has brought. Below a root
+/// most of them trust nothing, and those between come with each certificate of a host.
+pub fn trusted(status: &InterceptionStatus) -> &str {
+    status.chain.last().map_or("", String::as_str)
 }
 
 /// Writes the authority and the bundle with it, and returns the variables that name them.

@@ -76,7 +76,7 @@ impl Trust {
         let directory = tempfile::Builder::new().prefix("clawgress-ca-").tempdir();
         let directory = directory
             .map_err(|e| Failure::Refused(format!("cannot make a directory for certificates: {e}")))?;
-        let mut variables = ca::variables(directory.path(), ca::own(&status))?;
+        let mut variables = ca::variables(directory.path(), ca::trusted(&status))?;
         if java {
             variables.extend(ca::java_variable(directory.path())?);
         }

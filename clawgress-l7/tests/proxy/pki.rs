@@ -133,15 +133,21 @@ impl Authority {
 
     /// One below this.
     pub fn below(&self, name: &str) -> Authority {
+        self.below_with(name, "")
+    }
+
+    /// One below this, with more extensions than an authority has.
+    pub fn below_with(&self, name: &str, more: &str) -> Authority {
         let ca = Authority::empty();
         ca.request("ca", name);
+        fs::write(self.path("below.cnf"), format!("{CONFIG}{more}\n")).expect("config");
         let request = ca.path("ca.csr");
         self.run(&[
             "ca",
             "-batch",
             "-notext",
             "-config",
-            "openssl.cnf",
+            "below.cnf",
             "-extensions",
             "authority",
             "-days",

@@ -10,6 +10,8 @@ use clawgress_e2e::lab::{GatewayOptions, Host, Lab, Output, program};
 use clawgress_e2e::plan::{LLM, WEB};
 use clawgress_e2e::scenario::{ASSISTANT, CRAWLER, POLICY, SETS, Site};
 
+use crate::certificates::give;
+use crate::pki;
 use crate::support::{agent, codes, curl, finish, pair, proxy, record, to_host};
 
 /// What is read besides: one host since it is no tunnel, another by the effect.
@@ -34,9 +36,32 @@ impl Reading {
 
     /// As policy has it with `more`.
     pub fn of(more: &str) -> Reading {
+        Reading::by(more, |_| String::new())
+    }
+
+    /// By an authority that its operator brings, with that of all that clients know.
+    fn brought(more: &str) -> Reading {
+        let (root, mut trusted) = (pki::Authority::new("corporate root"), String::new());
+        let within = "nameConstraints = critical, permitted;DNS:allowed.test, excluded;DNS:llm.allowed.test";
+        let own = root.below_with("corporate intermediate", within);
+        let mut reading = Reading::by(more, |dir| {
+            let path = |name: &str| dir.join(name);
+            fs::write(path("intercept-ca.pem"), own.pem() + &root.pem()).unwrap();
+            give(&own.file().with_file_name("ca.key"), &path("intercept-ca.key"), "bin");
+            fs::write(path("corporate-root.pem"), root.pem()).unwrap();
+            trusted = path("corporate-root.pem").display().to_string();
+            let (certificate, key) = (path("intercept-ca.pem"), path("intercept-ca.key"));
+            format!("certificate = \"{}\"\nkey = \"{}\"\n", certificate.display(), key.display())
+        });
+        reading.authority = trusted;
+        reading
+    }
+
+    /// With more in its table, which may name files of the lab's directory.
+    fn by(more: &str, table: impl FnOnce(&Path) -> String) -> Reading {
         let lab = Lab::builder().start().unwrap();
-        let roots = lab.ca().display().to_string();
-        let tables = format!("[intercept]\nroots = [\"{roots}\"]\nexclude = [\"six.allowed.test\"]\n");
+        let (roots, table) = (lab.ca().display().to_string(), table(lab.dir()));
+        let tables = format!("[intercept]\nroots = [\"{roots}\"]\nexclude = [\"six.allowed.test\"]\n{table}");
         let options = GatewayOptions { more: tables, units: true, ..GatewayOptions::default() };
         let mut site = Site::start(lab, options).unwrap();
         site.gateway.apply_policy(&format!("{POLICY}{more}"), SETS).unwrap();
@@ -64,7 +89,7 @@ impl Reading {
 
 #[test]
 fn requests_inside_tls_are_judged_by_route_and_by_proxy() {
-    let reading = Reading::start();
+    let reading = Reading::brought(READ);
     let site = &reading.site;
     let url = proxy(ASSISTANT, &site.assistant_key);
     for (host, who, ingress, via) in [
@@ -111,7 +136,38 @@ fn requests_inside_tls_are_judged_by_route_and_by_proxy() {
     let explained = site.gateway.ctl(&["policy", "explain", CRAWLER, "https://web.allowed.test/private"]);
     let explained = explained.unwrap();
     assert!(explained.stdout.contains("http: deny (policy_denied)"), "{explained:?}");
+    an_authority_of_ones_own_stays_within_its_names(&reading);
     finish(reading.site);
+}
+
+/// What clients see of one that its operator brought: its own certificate behind the leaf, by which they find the root; and nothing
+/// for a name that its own names leave out.
+#[track_caller]
+fn an_authority_of_ones_own_stays_within_its_names(reading: &Reading) {
+    let site = &reading.site;
+    let script = "openssl s_client -connect web.allowed.test:443 -servername web.allowed.test -showcerts -CAfile \"$0\" < /dev/null";
+    let shown = site.gateway.lab.run(Host::Known, &["bash", "-c", script, &reading.authority]).unwrap();
+    assert!(shown.stdout.contains("Verify return code: 0 (ok)"), "{shown:?}");
+    assert!(
+        shown.stdout.contains("1 s:CN = corporate intermediate\n   i:CN = corporate root\n"),
+        "{shown:?}"
+    );
+    assert_eq!(shown.stdout.matches("BEGIN CERTIFICATE").count(), 2, "{shown:?}");
+    let llm = reading.curl(Host::Known, &["https://llm.allowed.test/"]);
+    assert!(!llm.ok() && codes(&llm).0 == 0, "{llm:?}");
+    let unavailable = |r: &clawgress_api::AuditRecord| {
+        to_host(r, LLM) && r.reason.is_some_and(|r| r.name() == "interception_unavailable")
+    };
+    record(site, "the name that is left out", unavailable);
+    // By the trust kit: it tells clients of the root, as most of them trust nothing that is below one.
+    let urllib = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=8).status)";
+    let page = "https://web.allowed.test/public/own";
+    let output = reading.run(Host::Known, &[], &["python3", "-c", urllib, page]);
+    assert_eq!(output.stdout.trim(), "200", "{output:?}");
+    let root = fs::read_to_string(&reading.authority).unwrap();
+    assert_eq!(site.gateway.ctl(&["ca", "export"]).unwrap().check().unwrap().stdout, root);
+    let shown = site.gateway.ctl(&["ca", "show"]).unwrap().check().unwrap().stdout;
+    assert!(shown.contains("brought by its operator") && shown.contains("corporate intermediate"), "{shown}");
 }
 
 /// A command under `clawgressctl run`, which no variable of whoever runs this reaches.
