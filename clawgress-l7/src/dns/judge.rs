@@ -22,7 +22,7 @@ const RECORDS_MAX: usize = 64;
 pub struct Judged {
     /// In the order of the chain.
     pub records: Vec<Record>,
-    /// The names that the chain leads to, in lower case.
+    /// The names that it leads to, in lower case: of the chain, and those that services are at.
     pub aliases: Vec<Name>,
     /// Addresses among them, with their time to live in seconds: [`limit::ADDRESSES_MAX`] at most, since each may have to be
     /// opened before it is told. Others are left out.
@@ -90,6 +90,7 @@ impl Judged {
             RData::A(A(ip)) => self.may_tell(IpAddr::V4(*ip), ttl, refuse),
             RData::AAAA(AAAA(ip)) => self.may_tell(IpAddr::V6(*ip), ttl, refuse),
             RData::HTTPS(HTTPS(service)) | RData::SVCB(service) => {
+                self.leads_to(&service.target_name, &record.name);
                 self.service(service, ttl, refuse);
                 true
             }
@@ -97,6 +98,15 @@ impl Judged {
         };
         if is_told {
             self.records.push(record);
+        }
+    }
+
+    /// Notes where a service is (RFC 9460 section 2.4), if that is not at its own name: who takes it has the addresses that are
+    /// said to be that one's, or asks for them.
+    fn leads_to(&mut self, target: &Name, owner: &Name) {
+        let target = target.to_lowercase();
+        if !target.is_root() && target != owner.to_lowercase() && !self.aliases.contains(&target) {
+            self.aliases.push(target);
         }
     }
 
@@ -231,6 +241,25 @@ mod tests {
         let mapped = record("a.test.", RData::AAAA(AAAA("::ffff:203.0.113.1".parse().expect("address"))));
         let judged = judge(&name("a.test."), RecordType::AAAA, &[mapped], refuse);
         assert!(judged.records.is_empty() && judged.refused.is_some(), "however it is written");
+    }
+
+    /// Who takes a service goes to its target, and to the addresses that are said to be that target's.
+    #[test]
+    fn targets_of_services_are_names_that_it_leads_to() {
+        let service = |priority, target| {
+            let hint = (SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(IpHint(vec![A::new(203, 0, 113, 1)])));
+            record("a.test.", RData::HTTPS(HTTPS(SVCB::new(priority, name(target), vec![hint]))))
+        };
+        let answers = [
+            service(1, "."),
+            service(1, "A.test."),
+            service(2, "Edge.CDN.test."),
+            service(3, "edge.cdn.test."),
+            service(0, "other.test."),
+        ];
+        let judged = judge(&name("a.test."), RecordType::HTTPS, &answers, anything);
+        assert_eq!(judged.aliases, [name("edge.cdn.test."), name("other.test.")]);
+        assert_eq!((judged.records.len(), judged.addresses.len()), (5, 5));
     }
 
     #[test]

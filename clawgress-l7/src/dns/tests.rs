@@ -6,6 +6,9 @@ use std::path::Path;
 use clawgress_api::{AuditRecord, Ingress, RecordKind, Verdict};
 use clawgress_identity::IdentityMethod;
 use hickory_resolver::proto::op::Message;
+use hickory_resolver::proto::rr::rdata::svcb::{IpHint, SVCB, SvcParamKey, SvcParamValue};
+use hickory_resolver::proto::rr::rdata::{A, HTTPS};
+use hickory_resolver::proto::rr::{RData, Record};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::Ipv4OrigDstAddr;
 use tokio::net::{TcpListener, UdpSocket};
@@ -18,7 +21,7 @@ use crate::serve::tests::dns as zone;
 const SNAPSHOT: &str = r#"{"generation":3,"agents":[
     {"id":"default/web","index":1,"state":"active","sources":[{"interface":"agents0","prefix":"10.0.0.1/32","mac":null}]},{"id":"default/off","index":2,"state":"disabled","sources":[{"interface":"agents0","prefix":"10.0.0.2/32","mac":null}]},
     {"id":"default/other","index":3,"state":"active","sources":[{"interface":"agents0","prefix":"10.0.0.3/32","mac":null}]}],"keys":[],
-    "policy":{"text":"@id(\"net\") permit (principal, action == Action::\"connect\", resource) when { context.ip.isInRange(ip(\"127.1.0.0/16\")) && context.port == 80 }; @id(\"names\") permit (principal, action == Action::\"resolve\", resource) when { resource.name like \"*.allowed.test\" && [\"A\", \"AAAA\", \"TXT\", \"TYPE65399\"].contains(context.query_type) }; @id(\"no\") forbid (principal, action == Action::\"resolve\", resource == Host::\"no.allowed.test\"); @id(\"open\") @direct(\"tcp 5432\") permit (principal, action == Action::\"resolve\", resource == Host::\"db.allowed.test\"); @id(\"known\") permit (principal, action == Action::\"resolve\", resource == Host::\"known.test\") when { context.history.denied_last_hour < 5 };"}}"#;
+    "policy":{"text":"@id(\"net\") permit (principal, action == Action::\"connect\", resource) when { context.ip.isInRange(ip(\"127.1.0.0/16\")) && context.port == 80 }; @id(\"names\") permit (principal, action == Action::\"resolve\", resource) when { resource.name like \"*.allowed.test\" && [\"A\", \"AAAA\", \"TXT\", \"HTTPS\", \"TYPE65399\"].contains(context.query_type) }; @id(\"no\") forbid (principal, action == Action::\"resolve\", resource == Host::\"no.allowed.test\"); @id(\"open\") @direct(\"tcp 5432\") permit (principal, action == Action::\"resolve\", resource == Host::\"db.allowed.test\"); @id(\"known\") permit (principal, action == Action::\"resolve\", resource == Host::\"known.test\") when { context.history.denied_last_hour < 5 };"}}"#;
 
 struct Desk {
     gateway: Arc<Gateway>,
@@ -241,6 +244,32 @@ async fn an_alias_needs_no_permit_and_is_no_way_around_a_forbid() {
         let (said, records) = desk.ask(Ok(1), name, 1).await;
         assert_eq!((said.metadata.response_code, said.answers.len()), (ResponseCode::Refused, 0), "{name}");
         assert_eq!((records[1].reason, records[1].detail.as_deref()), (Some(reason), alias), "{records:?}");
+    }
+}
+
+/// What a service leads to is asked about as an alias is, and its addresses with it.
+#[tokio::test]
+async fn a_service_is_no_way_around_a_forbid() {
+    let desk = Desk::new().await;
+    let hint = || (SvcParamKey::Ipv4Hint, SvcParamValue::Ipv4Hint(IpHint(vec![A::new(192, 0, 2, 3)])));
+    let (_, who) = identified(&desk.gateway, &connection(Ok(1))).expect("an agent");
+    let host = Host::parse("api.allowed.test").expect("host");
+    let query_type = "HTTPS".to_owned();
+    let admitted = Admitted { who, host, kind: RecordType::HTTPS, query_type };
+    for (target, want) in [
+        (".", Ok(1)),
+        ("api.allowed.test.", Ok(1)),
+        ("edge.other.test.", Ok(1)),
+        ("No.allowed.test.", Err(DropReason::PolicyForbidden)),
+        ("xn--a.other.test.", Err(DropReason::HostInvalid)),
+    ] {
+        let name = Name::from_ascii("api.allowed.test.").expect("name");
+        let service = SVCB::new(1, Name::from_ascii(target).expect("name"), vec![hint()]);
+        let answers = vec![Record::from_rdata(name.clone(), 60, RData::HTTPS(HTTPS(service)))];
+        let found = Found { name, code: ResponseCode::NoError, answers, soa: None };
+        let mut exchange = Exchange::new(&desk.gateway, &connection(Ok(1)));
+        let said = released(&desk.gateway, 53, &admitted, found, &mut exchange).await;
+        assert_eq!(said.map(|(said, _)| said.answers.len()), want, "{target}");
     }
 }
 
