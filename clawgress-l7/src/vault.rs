@@ -2,7 +2,7 @@
 //!
 //! Must never log one, nor let one go where its record does not have it go.
 
-use std::time::Instant;
+use std::cell::Cell;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -14,7 +14,8 @@ use clawgress_policy::transform::Injected;
 use clawgress_policy::{Host, Scheme};
 use http::HeaderValue;
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::Code;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
@@ -32,6 +33,7 @@ pub struct Vault {
     calls: Turns,
     /// Of what agents had opened, each a share.
     opened: Mutex<Shared<(ProviderKeyId, u64), Opened>>,
+    kept: Notify,
     told: Told,
 }
 
@@ -58,7 +60,7 @@ impl Vault {
     pub fn new(channel: Channel) -> Self {
         let opened = Mutex::new(Shared::new(limit::VAULT_CACHE_MAX));
         let calls = Turns::new(limit::VAULT_CALLS_MAX);
-        Vault { client: VaultClient::new(channel), calls, opened, told: Told::default() }
+        Vault { client: VaultClient::new(channel), calls, opened, kept: Notify::new(), told: Told::default() }
     }
 
     /// The value of a field that policy sets to a key of the agent's tenant, and which version of it that is.
@@ -73,7 +75,7 @@ impl Vault {
         (host, scheme): (&Host, Scheme),
     ) -> Result<(HeaderValue, u64), DropReason> {
         let unavailable = |why: &str| {
-            if let Some(untold) = self.told.turn(agent.index, Instant::now()) {
+            if let Some(untold) = self.told.turn(agent.index, Instant::now().into_std()) {
                 let (key, agent) = (&injected.key, &agent.id);
                 tracing::warn!(%key, %agent, %host, why, untold, "a request can't be sent with its key; it is denied");
             }
@@ -125,6 +127,26 @@ impl Vault {
             .unwrap_or_else(|_| Err("the keys role does not answer in time".to_owned()))
     }
 
+    /// Forgets each key at its end for ever, also if nobody asks for one.
+    pub async fn forget(&self) {
+        loop {
+            match self.next_end() {
+                Some(end) => sleep_until(end).await,
+                None => self.kept.notified().await,
+            }
+        }
+    }
+
+    /// Forgets what has ended, and says when the next ends.
+    fn next_end(&self) -> Option<Instant> {
+        let (now, next) = (Instant::now(), Cell::new(None::<Instant>));
+        self.opened.lock().retain(|known| {
+            next.set(Some(next.get().map_or(known.until, |next| next.min(known.until))));
+            known.until > now
+        });
+        next.get()
+    }
+
     fn known(&self, record: &ProviderKeyRecord) -> Option<Result<Zeroizing<Vec<u8>>, String>> {
         let mut opened = self.opened.lock();
         let now = Instant::now();
@@ -143,6 +165,7 @@ impl Vault {
     ) {
         let known = Opened { record: record.clone(), value, until };
         self.opened.lock().keep(agent, (record.id.clone(), record.version), known);
+        self.kept.notify_one();
     }
 }
 

@@ -59,6 +59,26 @@ async fn what_is_not_opened_is_not_asked_again_at_once() {
     assert_eq!(vault.value(1, &replaced).await.as_deref(), Ok(&b"mended".to_vec()), "that is another");
 }
 
+/// Nobody asks for another, or for this one again.
+#[tokio::test]
+async fn a_key_is_forgotten_at_its_end_also_where_nothing_happens() {
+    let (vault, _keys, _directory) = start();
+    let vault = Arc::new(vault);
+    let forgetting = Arc::clone(&vault);
+    let forgetting = tokio::spawn(async move { forgetting.forget().await });
+    for n in 0..2 {
+        vault.value(1, &record(&format!("acme/k{n}"), b"value")).await.expect("opened");
+        assert_eq!(vault.opened.lock().len(), 1);
+        tokio::time::pause();
+        tokio::time::advance(limit::VAULT_CACHE - std::time::Duration::from_secs(1)).await;
+        assert_eq!(vault.opened.lock().len(), 1);
+        tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+        assert_eq!(vault.opened.lock().len(), 0);
+        tokio::time::resume();
+    }
+    forgetting.abort();
+}
+
 #[tokio::test]
 async fn an_agent_with_many_keys_has_those_of_others_remembered() {
     let (vault, keys, _directory) = start();
