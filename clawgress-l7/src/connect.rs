@@ -344,7 +344,7 @@ impl<'a> Established<'a> {
                 self.carry(Content::Unknown, stream, held).await
             }
             Ok(None) => {
-                self.record_dial(None).await;
+                self.record_left().await;
                 None
             }
             Err(reason) if self.upstream.is_some() => {
@@ -359,20 +359,42 @@ impl<'a> Established<'a> {
         }
     }
 
-    /// What allowed the upstream to be dialled.
-    fn ruling(&self) -> Ruling {
+    /// What allows the upstream to be dialled.
+    fn ruling(&self, permitted: &Ruling) -> Ruling {
         let policies = self.prospect.reached.as_ref().map_or(&[][..], |judged| &judged.policies);
-        self.prospect.tls.clone().with(policies)
+        permitted.clone().with(policies)
     }
 
     /// Records that the upstream was dialled, and that nothing was carried: it was asked for all the same, and counts
     /// as that. So does what is denied but for a hello that never came. `reason` is why nothing was carried, if its client has not left.
     async fn record_dial(&mut self, reason: Option<DropReason>) {
-        let ruling = match &self.upstream {
-            Some(_) => self.ruling(),
-            None if self.prospect.is_open => self.prospect.tls.clone(),
-            None => return,
+        if let Some(ruling) = self.asked_for() {
+            self.record(ruling, reason).await;
+        }
+    }
+
+    /// The ruling on what its client has asked for already, whatever follows.
+    fn asked_for(&self) -> Option<Ruling> {
+        match &self.upstream {
+            Some(_) => Some(self.ruling(&self.prospect.tls)),
+            None => self.prospect.is_open.then(|| self.prospect.tls.clone()),
+        }
+    }
+
+    /// Records a client that was told to begin, which tells what policy lets it do, and that has left without a word.
+    async fn record_left(&mut self) {
+        let Prospect { tls, unknown, .. } = &self.prospect;
+        let permitted = [tls, unknown].into_iter().find(|ruling| ruling.verdict.is_ok());
+        let left = || match permitted {
+            Some(permitted) => self.ruling(permitted),
+            // Requests were to follow.
+            None => Ruling::deny("http", DropReason::HttpMalformed),
         };
+        let ruling = self.asked_for().unwrap_or_else(left);
+        self.record(ruling, None).await;
+    }
+
+    async fn record(&mut self, ruling: Ruling, reason: Option<DropReason>) {
         self.exchange.keep_pace(&ruling).await;
         let ruling = Box::pin(enforce(&self.serving.gateway, ruling, self.exchange.id())).await;
         let reason = match ruling.verdict {
@@ -390,7 +412,7 @@ impl<'a> Established<'a> {
 
     /// Ends it, since the upstream can't be reached: it was asked for all the same, and counts as that.
     async fn unreachable(self, reason: DropReason, stream: Stream) {
-        let ruling = self.ruling();
+        let ruling = self.ruling(&self.prospect.tls);
         self.exchange.keep_pace(&ruling).await;
         let ruling = enforce(&self.serving.gateway, ruling, self.exchange.id()).await;
         let (manner, has_presented) = (self.asked.manner, false);

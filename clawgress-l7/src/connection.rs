@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -18,7 +18,9 @@ use nix::net::if_::if_indextoname;
 use parking_lot::Mutex;
 
 use crate::identify::Certificate;
+use crate::told::Told;
 
+static UNKNOWN_TOLD: LazyLock<Told> = LazyLock::new(Told::default);
 /// How long an interface is taken to have the name that it had. An index is given anew only after all others.
 const NAME_LIFE: Duration = Duration::from_secs(1);
 /// Names that are remembered at most: interfaces of a large node.
@@ -101,7 +103,10 @@ impl Connection {
             Ok(None) if is_steered => Err(DropReason::FlowRecordMissing),
             Ok(None) => Ok(None),
             Err(error) => {
-                tracing::error!(%error, "whose a connection is can't be looked up");
+                // Of whomever: it is the datapath role's that is not there.
+                if let Some(untold) = UNKNOWN_TOLD.turn(0, Instant::now()) {
+                    tracing::error!(%error, untold, "whose a connection is can't be looked up");
+                }
                 Err(DropReason::IdentityUnavailable)
             }
         };

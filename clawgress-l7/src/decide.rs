@@ -3,7 +3,7 @@
 //! Pure but for logging and the plan's clock. Must never turn an error or a missing policy into an allow.
 
 use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clawgress_api::EffectRef;
 use clawgress_ebpf_common::DropReason;
@@ -18,12 +18,15 @@ use clawgress_policy::{
 
 use crate::identify::Who;
 use crate::snapshot::Plan;
+use crate::told::Told;
 
 pub use self::reach::{Judged, Refused, connect};
 pub use self::said::*;
 
 mod reach;
 mod said;
+
+static FAILED_TOLD: LazyLock<Told> = LazyLock::new(Told::default);
 
 /// What policy reads of a hello besides its server name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -371,7 +374,10 @@ fn ruling(action: &'static str, agent: &Agent, decision: Decision) -> Ruling {
             tracing::debug!(%error, action, agent = %agent.id, "what a policy asks has no one value, and that denies");
             continue;
         }
-        tracing::warn!(%error, action, agent = %agent.id, "a policy could not be evaluated, and that denies");
+        if let Some(untold) = FAILED_TOLD.turn(agent.index, Instant::now()) {
+            let agent = &agent.id;
+            tracing::warn!(%error, action, %agent, untold, "a policy could not be evaluated, and that denies");
+        }
     }
     Ruling::new(action, decision.verdict, decision.policies)
 }

@@ -4,7 +4,7 @@
 //! INVARIANT: an exchange that a quarantine matches is denied, also where control can't be told of it; one that a limit
 //! matches is allowed only when a unit was spent.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Instant;
 
 use clawgress_api::EffectRef;
@@ -16,6 +16,9 @@ use crate::decide::{Duties, Ruling};
 use crate::gateway::Gateway;
 use crate::limit;
 use crate::quota::Imposed;
+use crate::told::Told;
+
+static LIMITS_TOLD: LazyLock<Told> = LazyLock::new(Told::default);
 
 /// The ruling on the exchange `request` after what it is obliged to was done.
 pub async fn enforce(gateway: &Gateway, mut ruling: Ruling, request: &str) -> Ruling {
@@ -60,7 +63,10 @@ async fn keep(gateway: &Gateway, mut ruling: Ruling, duties: Duties, request: &s
     ruling.changes = (!changes.is_empty()).then(|| Arc::new(changes));
     let is_limit = |obligation: &&Arc<Obligation>| matches!(obligation.effect, Effect::Limit(_));
     if obligations.iter().filter(is_limit).count() > limit::QUOTA_LIMITS_MAX {
-        tracing::error!(agent = %agent.id, request, "more limits hold one request than may; it is denied");
+        if let Some(untold) = LIMITS_TOLD.turn(agent.index, Instant::now()) {
+            let agent = &agent.id;
+            tracing::error!(%agent, request, untold, "more limits hold one request than may; it is denied");
+        }
         return Ruling { verdict: Err(DropReason::LimitUnavailable), ..ruling };
     }
     let limits = obligations.iter().chain(&repeated).filter_map(|obligation| match &obligation.effect {

@@ -14,7 +14,7 @@ mod under_way;
 mod within;
 
 use std::future::{pending, poll_fn};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -32,14 +32,17 @@ use self::asked::Asked;
 pub use self::incoming::Incoming;
 use self::lingering::Lingering;
 use self::session::Session;
-use self::under_way::{Place, UnderWay};
+use self::under_way::{Place as Room, UnderWay};
 pub use self::within::Within;
 use crate::accept::Share;
 use crate::intercept::{Meter, Wire};
-use crate::plain_http::Front;
+use crate::plain_http::{Front, Place};
 use crate::serve::Serving;
 use crate::stream::Stream;
+use crate::told::Told;
 use crate::{connect, limit, rest, tunnel};
+
+static FLOODS_TOLD: LazyLock<Told> = LazyLock::new(Told::default);
 
 /// What is in a frame of a client's connection.
 type Framed = Connection<Lingering, Bytes>;
@@ -62,13 +65,16 @@ pub async fn serve(
     }
     // Whatever ends this ends them.
     let _gone = front.gone().clone().drop_guard();
-    let wire = Wire::new(stream, held, Arc::new(Meter::default()));
+    let meter = Arc::new(Meter::default());
+    let wire = Wire::new(stream, held, Arc::clone(&meter));
     let client = Client { serving, front: &front, streams: &streams };
     // Boxed: every idle connection would hold as much twice.
-    let mut driving = Box::pin(client.drive(wire, deadline));
+    let mut driving = Box::pin(client.drive((wire, &meter), deadline));
     tokio::select! {
         () = async {
-            (&mut driving).await;
+            // Each stream has records of its own.
+            let unasked = (&mut driving).await;
+            unasked.into_iter().for_each(|reason| serving.record_unasked(&front, reason));
             // The client is gone: what is still under way finds that out by itself, within bounds of its own.
             streams.none().await;
         } => {}
@@ -100,23 +106,33 @@ enum Event {
     Ending,
     /// The client sends without end what carries nothing.
     Flooded,
+    /// What came is no HTTP/2, or more of it than there may be.
+    Malformed(DropReason),
     Gone,
 }
 
 // === impl Client ===
 
 impl Client<'_> {
-    async fn drive(self, wire: Wire, deadline: Instant) {
+    /// Serves it to its end; returns why, if it has ended for what is no stream's fault, or before there was any in what was asked
+    /// for to have them.
+    async fn drive(self, (wire, meter): (Wire, &Meter), deadline: Instant) -> Option<DropReason> {
         let flooded = CancellationToken::new();
         let wire = Lingering::new(wire, flooded.clone());
         let count = self.serving.gateway.sources.count(self.front.connection.peer.ip());
-        let Ok(Ok(mut connection)) = timeout_at(deadline, settings(count).handshake(wire)).await else {
-            return;
+        let mut connection = match timeout_at(deadline, settings(count).handshake(wire)).await {
+            Ok(Ok(connection)) => connection,
+            // Nothing was asked, so nothing is decided.
+            Ok(Err(_)) if meter.bytes().0 == 0 => return None,
+            Ok(Err(_)) => return Some(DropReason::HttpMalformed),
+            Err(_) => return Some(DropReason::Timeout),
         };
         let (mut is_ending, mut first) = (false, Some(deadline));
+        // Who was told to begin, by a 200, was told something.
+        let is_told = matches!(self.front.place, Place::Tunnel { .. });
         // Until when the client may take what is queued for it, once it is to end and nothing is under way.
         let mut last = None;
-        let reason = loop {
+        let (reason, unasked) = loop {
             match self.event(&mut connection, &flooded, is_ending, first).await {
                 Event::Stream(request, response) => {
                     self.accept(*request, response, is_ending);
@@ -131,18 +147,24 @@ impl Client<'_> {
                 Event::Ending | Event::Idle
                     if connection.has_streams()
                         && Instant::now() < *last.get_or_insert(Instant::now() + limit::CLIENT_WRITE) => {}
-                Event::Ending | Event::Idle => break Reason::NO_ERROR,
+                Event::Ending | Event::Idle => {
+                    break (Reason::NO_ERROR, (is_told && first.is_some()).then_some(DropReason::Timeout));
+                }
                 Event::Flooded => {
                     let peer = self.front.connection.peer;
-                    tracing::warn!(%peer, "a client sends frames without end that carry nothing; its connection is ended");
-                    break Reason::ENHANCE_YOUR_CALM;
+                    if let Some(untold) = FLOODS_TOLD.turn_of(peer.ip(), Instant::now().into_std()) {
+                        tracing::warn!(%peer, untold, "a client sends frames without end that carry nothing; its connection is ended");
+                    }
+                    break (Reason::ENHANCE_YOUR_CALM, Some(DropReason::Overloaded));
                 }
-                Event::Gone => return,
+                Event::Malformed(reason) => return Some(reason),
+                Event::Gone => return (is_told && first.is_some()).then_some(DropReason::HttpMalformed),
             }
         };
         // Not every client says that it has heard that this ends.
         connection.abrupt_shutdown(reason);
         let _ = timeout(2 * limit::LINGER, poll_fn(|cx| connection.poll_closed(cx))).await;
+        unasked
     }
 
     /// What comes next. Polling for streams drives the connection. `first` is for its first stream to be there.
@@ -177,7 +199,13 @@ impl Client<'_> {
                 Some(Ok((request, response))) => Event::Stream(Box::new(request), response),
                 Some(Err(error)) => {
                     tracing::debug!(%error, "a client's connection of HTTP/2 ended");
-                    Event::Gone
+                    match error.reason() {
+                        Some(Reason::ENHANCE_YOUR_CALM) if error.is_library() => {
+                            Event::Malformed(DropReason::Overloaded)
+                        }
+                        _ if error.is_library() => Event::Malformed(DropReason::HttpMalformed),
+                        _ => Event::Gone,
+                    }
                 }
                 None => Event::Gone,
             },
@@ -250,7 +278,7 @@ async fn carry(
     front: Arc<Front>,
     stream: Stream,
     head: Result<Zeroizing<Vec<u8>>, DropReason>,
-    permits: (Place, Shared),
+    permits: (Room, Shared),
 ) {
     let Some(turn) = front.turn().await else {
         if let Stream::Within(within) = stream {
@@ -267,7 +295,7 @@ async fn carry(
 }
 
 /// Serves a stream to its end.
-async fn run(serving: Serving, front: Arc<Front>, session: Session, permits: (Place, Shared)) {
+async fn run(serving: Serving, front: Arc<Front>, session: Session, permits: (Room, Shared)) {
     let Some(turn) = front.turn().await else {
         // Nobody has looked at it.
         drop(front.untaken());

@@ -20,6 +20,7 @@ use tonic::transport::Channel;
 use zeroize::Zeroize as _;
 
 use crate::shared::{Shared, Turns};
+use crate::told::Told;
 use crate::{accept, limit};
 
 type Mac = [u8; KEY_MAC_BYTES];
@@ -36,6 +37,8 @@ pub struct Keys {
     wrong: Mutex<Shared<Mac, (Mac, Instant)>>,
     /// Tells keys' ids apart.
     owners: RandomState,
+    /// That the role can't be asked is no agent's doing: the log is told of it once in a while for all.
+    told: Told,
 }
 
 /// The keyed hash of a key that was presented.
@@ -75,6 +78,7 @@ impl Keys {
             cache: Mutex::default(),
             wrong: Mutex::new(Shared::new(limit::KEYS_WRONG_MAX)),
             owners: RandomState::new(),
+            told: Told::default(),
         })
     }
 
@@ -107,12 +111,14 @@ impl Keys {
                 let mac = mac.try_into().map_err(|_| DropReason::IdentityUnavailable)?;
                 Ok(Hashed { mac, name, is_known: false })
             }
-            Ok(Err(status)) => {
-                tracing::warn!(%status, "the keys role can't be asked; credentials are refused");
-                Err(DropReason::IdentityUnavailable)
-            }
-            Err(_) => {
-                tracing::warn!("the keys role does not answer in time; credentials are refused");
+            failed => {
+                if let Some(untold) = self.told.turn(0, Instant::now()) {
+                    let why = match failed {
+                        Ok(Err(status)) => status.to_string(),
+                        _ => "it does not answer in time".to_owned(),
+                    };
+                    tracing::warn!(why, untold, "the keys role can't be asked; credentials are refused");
+                }
                 Err(DropReason::IdentityUnavailable)
             }
         }
@@ -238,6 +244,39 @@ mod tests {
         }
         assert!(at_once(1).await.is_err(), "no more of them");
         assert!(at_once(2).await.is_ok());
+    }
+
+    /// Counts what the log is told.
+    #[derive(Clone, Default)]
+    struct Lines(std::sync::Arc<std::sync::atomic::AtomicUsize>);
+
+    impl std::io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+            self.0.fetch_add(lines, std::sync::atomic::Ordering::SeqCst);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Whoever asks while the keys role is away can't fill the log.
+    #[tokio::test]
+    async fn that_nobody_can_be_asked_is_told_once_in_a_while() {
+        let lines = Lines::default();
+        let writing = lines.clone();
+        let log = tracing_subscriber::fmt().with_writer(move || writing.clone()).finish();
+        let _told = tracing::subscriber::set_default(log);
+        let directory = tempfile::tempdir().unwrap();
+        let keys = Keys::new(socket::channel(&directory.path().join("keys.sock")).unwrap()).unwrap();
+        let origin = Origin::Address { interface: None, address: IpAddr::V4(Ipv4Addr::LOCALHOST) };
+        for n in 0..20 {
+            let text = ApiKey::compose([n; 6], [2; 32]);
+            assert!(keys.mac(ApiKey::parse(&text).unwrap(), origin).await.is_err());
+        }
+        assert_eq!(lines.0.load(std::sync::atomic::Ordering::SeqCst), 1);
     }
 
     /// A key that proved valid asks nobody, and another is not taken for it. Prints what a request pays for its key then: the hash,

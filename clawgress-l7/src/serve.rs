@@ -280,15 +280,29 @@ impl Serving {
     /// Records a request that never came to be judged: Pingora may refuse what the gate let through.
     pub fn record_untaken(&self, front: &Front) {
         let Some(request) = front.untaken() else { return };
-        let mut exchange = Exchange::new(&self.gateway, &front.connection);
-        self.note_bound(&front.connection, &mut exchange);
-        front.note_read(&mut exchange);
+        let mut exchange = self.unasked(front);
         if let Ok(admitted) = &request {
             exchange.host(&admitted.host, admitted.port);
             exchange.request(&admitted.method, &admitted.path);
         }
         let reason = front.was_cut().or(request.err()).unwrap_or(DropReason::HttpMalformed);
         opaque::deny_silently(exchange, Ruling::deny("http", reason), None);
+    }
+
+    /// Records a connection that ends for this reason, and on which nothing was asked that could be judged.
+    pub fn record_unasked(&self, front: &Front, reason: DropReason) {
+        opaque::deny_silently(self.unasked(front), Ruling::deny("http", reason), None);
+    }
+
+    /// What is recorded of a connection itself, or of what was not understood on it.
+    fn unasked(&self, front: &Front) -> Exchange {
+        let mut exchange = Exchange::new(&self.gateway, &front.connection);
+        match (front.place.who(), self.gateway.snapshots.current()) {
+            (Some(who), Ok(plan)) => exchange.agent(who, &plan),
+            _ => self.note_bound(&front.connection, &mut exchange),
+        }
+        front.note_place(&mut exchange);
+        exchange
     }
 
     /// Notes the agent that the kernel plane found at the source.
@@ -360,11 +374,11 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> anyhow::Resu
     let mut background = JoinSet::new();
     let (snapshots, own) = (Arc::clone(&gateway.snapshots), Arc::clone(&gateway.own));
     let (follow_control, draining) = (control.clone(), CancellationToken::new());
-    let (told, keeping) = (draining.clone(), Arc::clone(&gateway));
+    let told = draining.clone();
     let (refused, why_refused) = watch::channel(None);
     background.spawn(async move { snapshots.follow(follow_control, instance, told, why_refused).await });
     background.spawn(async move { own.follow().await });
-    background.spawn(async move { keeping.quota.keep(&keeping.snapshots).await });
+    background.spawn(keep(Arc::clone(&gateway)));
     let (sink, owner) = (config.control_socket(), servers(Server::Control)?);
     let carried = carrier
         .start(move || socket::channel_to(&sink, owner))
@@ -413,6 +427,11 @@ async fn until_stopped(stop: impl Future<Output = ()>, carried: oneshot::Receive
             anyhow::bail!("the thread that carries audit records has ended; start clawgress-l7 again")
         }
     }
+}
+
+/// Gives back and forgets what has had its time, for ever.
+async fn keep(gateway: Arc<Gateway>) {
+    tokio::join!(gateway.quota.keep(&gateway.snapshots), gateway.vault.forget());
 }
 
 /// Reads the files of certificates, credentials, prices and rules again whenever they change, for ever.

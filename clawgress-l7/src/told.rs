@@ -3,15 +3,17 @@
 //! Must never be where something is recorded: each exchange has records of its own.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::limit;
+use crate::{accept, limit};
 
-/// When the log was told last, of each agent by its index.
+/// When the log was told last, of each agent by its index, or of each source.
 #[derive(Debug, Default)]
-pub struct Told(Mutex<HashMap<u32, Last>>);
+pub struct Told(Mutex<HashMap<u32, Last>>, RandomState);
 
 #[derive(Debug)]
 struct Last {
@@ -23,6 +25,12 @@ struct Last {
 // === impl Told ===
 
 impl Told {
+    /// As [`turn`](Self::turn), of a source, where it is not known whose it is. Two that can't be told apart take one turn.
+    pub fn turn_of(&self, source: IpAddr, now: Instant) -> Option<u64> {
+        let [a, b, c, d, ..] = self.1.hash_one(accept::source(source)).to_be_bytes();
+        self.turn(u32::from_be_bytes([a, b, c, d]), now)
+    }
+
     /// Whether the log is told, at `now`, of what happens to `agent`: if so, of how much of that it was not told since it was told
     /// last. It is told within [`limit::TOLD`] once of each, and of [`limit::TOLD_MAX`] at most.
     pub fn turn(&self, agent: u32, now: Instant) -> Option<u64> {
@@ -65,6 +73,17 @@ mod tests {
         }
         assert_eq!(lines, [0, 999, 999], "all of it is counted");
         assert_eq!(told.turn(2, began), Some(0), "another agent's is told at once");
+    }
+
+    #[test]
+    fn a_source_is_told_of_once_in_a_while_by_whichever_of_its_addresses() {
+        let (told, now) = (Told::default(), Instant::now());
+        let ip = |text: &str| text.parse().expect("address");
+        assert_eq!(told.turn_of(ip("2001:db8::1"), now), Some(0));
+        assert_eq!(told.turn_of(ip("2001:db8::2"), now), None, "a host has all of its network");
+        assert_eq!(told.turn_of(ip("192.0.2.1"), now), Some(0));
+        assert_eq!(told.turn_of(ip("192.0.2.1"), now + limit::TOLD), Some(0));
+        assert_eq!(told.turn_of(ip("2001:db8::1"), now + limit::TOLD), Some(1));
     }
 
     #[test]

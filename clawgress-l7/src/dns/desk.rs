@@ -34,6 +34,8 @@ pub struct Desk {
     client: EnforcementClient<Channel>,
     resolver: Resolver,
     cache: Cache,
+    /// Of what could not be learned.
+    told: crate::told::Told,
     /// Datagrams that are looked at.
     pub datagrams: Arc<Semaphore>,
 }
@@ -98,6 +100,7 @@ impl Desk {
             client: EnforcementClient::new(channel),
             resolver,
             cache: Cache::default(),
+            told: crate::told::Told::default(),
             datagrams: Arc::new(Semaphore::new(limit::DNS_DATAGRAMS_MAX)),
         }
     }
@@ -209,7 +212,10 @@ impl Desk {
         match tokio::time::timeout(limit::DNS_LEARN, client.resolved(request)).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {
-                tracing::warn!(%error, host = %told.host, "addresses are not learned, so they are not told");
+                if let Some(untold) = self.told.turn(told.agent, Instant::now()) {
+                    let host = told.host;
+                    tracing::warn!(%error, %host, untold, "addresses are not learned, so they are not told");
+                }
                 Err(DropReason::ResolveFailed)
             }
             Err(_) => Err(DropReason::ResolveFailed),

@@ -129,6 +129,16 @@ impl Upgrade {
 // === impl Place ===
 
 impl Place {
+    /// Who opened what they are within.
+    #[must_use]
+    pub fn who(&self) -> Option<&Who> {
+        match self {
+            Place::Explicit { .. } | Place::Transparent { .. } => None,
+            Place::Tunnel { who, .. } => Some(who),
+            Place::Read(opened) => Some(&opened.who),
+        }
+    }
+
     /// Whether the connection itself tells whose its requests are.
     fn is_known(&self) -> bool {
         match self {

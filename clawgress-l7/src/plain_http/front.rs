@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::task::Poll;
 use std::time::Instant;
 
@@ -21,10 +21,13 @@ use crate::identify::{self, Who};
 use crate::limit;
 use crate::page::{Client, Guise};
 use crate::snapshot::Plan;
+use crate::told::Told;
 
 use super::alarm::Alarm;
 use super::withheld::Withheld;
 use super::{Admitted, Granted, Place};
+
+static RESETS_TOLD: LazyLock<Told> = LazyLock::new(Told::default);
 
 /// One connection's side of the client, or that of one of its streams.
 #[derive(Debug)]
@@ -211,6 +214,14 @@ impl Front {
         Client { guise, has_presented: self.has_presented.load(Ordering::Relaxed) }
     }
 
+    /// Notes where a request goes that is within something else, also one that is not understood.
+    pub fn note_place(&self, exchange: &mut Exchange) {
+        if let Place::Tunnel { host, port, .. } = &self.place {
+            exchange.host(host, *port);
+        }
+        self.note_read(exchange);
+    }
+
     /// Notes where a request goes whose TLS is read, also one that is not understood.
     pub fn note_read(&self, exchange: &mut Exchange) {
         if let Place::Read(opened) = &self.place {
@@ -375,7 +386,10 @@ impl Front {
         }
         resets.0 += 1;
         if resets.0 > limit::STREAM_RESETS_SERVED_MAX && !self.ending().is_cancelled() {
-            tracing::warn!(peer = %self.connection.peer, "a client resets streams without end; its connection takes no more");
+            let peer = self.connection.peer;
+            if let Some(untold) = RESETS_TOLD.turn_of(peer.ip(), Instant::now()) {
+                tracing::warn!(%peer, untold, "a client resets streams without end; its connection takes no more");
+            }
             self.ending().cancel();
         }
     }

@@ -116,6 +116,8 @@ mod tool;
 #[cfg(test)]
 mod tunnels;
 #[cfg(test)]
+mod unasked;
+#[cfg(test)]
 mod upstream;
 #[cfg(test)]
 mod web_sockets;
