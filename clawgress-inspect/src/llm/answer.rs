@@ -50,7 +50,9 @@ impl Format {
             | "application/jsonl"
             | "application/x-jsonl"
             | "application/jsonlines"
-            | "application/x-jsonlines" => Some(Format::Lines),
+            | "application/x-jsonlines"
+            // Of Cohere's first API.
+            | "application/stream+json" => Some(Format::Lines),
             "application/vnd.amazon.eventstream" => Some(Format::Amazon),
             _ => None,
         }

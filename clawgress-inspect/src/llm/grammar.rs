@@ -116,7 +116,7 @@ const UNSHOWN: [&str; 28] = [
 
 /// What requests have at their root that a model is shown, by names that mean it in one dialect alone. In any letters: who takes it
 /// so, shows it.
-const ASIDE: [(&str, Node); 48] = [
+const ASIDE: [(&str, Node); 52] = [
     // Of llama.cpp.
     ("n_predict", N::Cap(Cap::NPredict)),
     ("input_prefix", N::Say(Role::User)),
@@ -149,6 +149,12 @@ const ASIDE: [(&str, Node); 48] = [
     ("thread", N::Root),
     ("input_file_id", N::Remote),
     ("assistant_id", N::Remote),
+    // Of Azure's projects, by either name: what it says and which tools it has, they keep.
+    ("agent_reference", N::Remote),
+    ("agent", N::Remote),
+    // What a dialect of others does not have, of Google (`cached_content`).
+    ("extra_body", N::Root),
+    ("google", N::Root),
     // Of Anthropic what a provider keeps for a conversation, of Azure what it searches.
     ("container", N::Remote),
     ("data_sources", N::Remote),

@@ -117,6 +117,7 @@ const PROVIDERS: &[(&str, &str)] = &[
     ("*.api.cognitive.microsoft.com", "azure"),
     ("*.services.ai.azure.com", "azure"),
     ("*.models.ai.azure.com", "azure"),
+    ("*.inference.ai.azure.com", "azure"),
     ("models.github.ai", "github"),
     ("api.githubcopilot.com", "github"),
     ("api.*.githubcopilot.com", "github"),

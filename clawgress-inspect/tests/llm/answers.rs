@@ -4,13 +4,16 @@ use clawgress_inspect::llm::answer::{Answer, Asked, CallsError, Editor, Followin
 
 use super::cuts::{Cuts, golden, names, seed};
 
-fn format(name: &str) -> Format {
-    match name.rsplit('.').next() {
-        Some("sse") => Format::EventStream,
-        Some("ndjson") => Format::Lines,
-        Some("amazon") => Format::Amazon,
-        _ => Format::Json,
-    }
+/// How an answer is read, by the `Content-Type` that its provider sends.
+pub fn format(name: &str) -> Format {
+    let kind = match name.rsplit('.').next() {
+        Some("sse") => "text/event-stream; charset=utf-8",
+        Some("ndjson") if name.starts_with("cohere_chat_v1") => "application/stream+json",
+        Some("ndjson") => "application/x-ndjson",
+        Some("amazon") => "application/vnd.amazon.eventstream",
+        _ => "application/json",
+    };
+    Format::of(kind).expect(kind)
 }
 
 fn read(name: &str, pieces: &[&[u8]]) -> Answer {
@@ -169,6 +172,65 @@ const ROWS: &[Row] = &[
     ("deepseek_chat_answer.json", "deepseek-reasoner", Some([16, 12, 10, 0, 9]), "", "stop", ""),
     ("vllm_chat_answer.sse", "qwen3", Some([9, 2, 0, 0, 0]), "", "stop", ""),
     ("llamacpp_chat_answer.sse", "qwen3", Some([11, 2, 0, 0, 0]), "", "stop", ""),
+    ("azure_v1_chat_answer.json", "gpt-4.1-nano-2025-04-14", Some([61, 3, 0, 0, 0]), "", "stop", ""),
+    (
+        "azure_v1_chat_answer.sse",
+        "gpt-4.1-nano-2025-04-14",
+        Some([61, 15, 0, 0, 0]),
+        "breeds",
+        "tool_calls",
+        "",
+    ),
+    ("azure_v1_responses_answer.json", "gpt-4.1-nano", Some([23, 4, 0, 0, 0]), "", "", ""),
+    ("azure_foundry_chat_answer.json", "Mistral-Large-2411", Some([19, 6, 0, 0, 0]), "", "stop", ""),
+    ("azure_foundry_chat_answer.sse", "Mistral-Large-2411", Some([19, 6, 0, 0, 0]), "", "stop", ""),
+    ("azure_project_responses_answer.json", "gpt-4.1", Some([412, 18, 256, 0, 0]), "forecast", "", ""),
+    (
+        "azure_anthropic_messages_answer.json",
+        "claude-sonnet-4-5-20250929",
+        Some([19, 6, 0, 0, 0]),
+        "",
+        "end_turn",
+        "",
+    ),
+    (
+        "azure_anthropic_messages_answer.sse",
+        "claude-sonnet-4-5-20250929",
+        Some([19, 6, 0, 0, 0]),
+        "",
+        "end_turn",
+        "",
+    ),
+    // Thoughts are in the total alone.
+    (
+        "gemini_openai_chat_answer.json",
+        "gemini-2.5-flash",
+        Some([57, 74, 0, 0, 0]),
+        "get_weather",
+        "tool_calls",
+        "",
+    ),
+    ("gemini_openai_chat_answer.sse", "gemini-2.5-flash", Some([57, 44, 0, 0, 0]), "", "stop", ""),
+    ("gemini_openai_embeddings_answer.json", "gemini-embedding-001", Some([11, 0, 0, 0, 0]), "", "", ""),
+    ("gemini_tuned_answer.json", "tunedModels/roman-numerals-1", Some([10, 3, 0, 0, 0]), "", "STOP", ""),
+    // Reasoning is besides.
+    (
+        "vertex_openai_chat_answer.json",
+        "google/gemini-2.0-flash-001",
+        Some([263, 45, 0, 0, 40]),
+        "",
+        "stop",
+        "",
+    ),
+    ("vertex_openai_chat_answer.sse", "google/gemini-2.0-flash-001", Some([263, 5, 0, 0, 0]), "", "stop", ""),
+    // What is made later, or stored, or what there is: nothing is used for it.
+    ("openai_batches_answer.json", "", None, "", "", ""),
+    ("anthropic_batches_answer.json", "", None, "", "", ""),
+    ("gemini_batch_answer.json", "", None, "", "", ""),
+    ("openai_files_answer.json", "", None, "", "", ""),
+    ("openai_models_answer.json", "", None, "", "", ""),
+    ("anthropic_models_answer.json", "", None, "", "", ""),
+    ("gemini_models_answer.json", "", None, "", "", ""),
 ];
 
 /// Tokens of sound: put in, of these cached, and come out.

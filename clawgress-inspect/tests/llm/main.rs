@@ -2,6 +2,8 @@
 //! the specifications: what is read of them, however they are cut. `CLAWGRESS_SEED` repeats a run.
 
 #[cfg(test)]
+mod addresses;
+#[cfg(test)]
 mod answers;
 #[cfg(test)]
 mod conversations;

@@ -1,24 +1,35 @@
 //! What is read of each request.
 
-use clawgress_inspect::llm::{Call, CallError, CapNames, Choice, Piece, Provenance, Request, Role, Surface};
+use clawgress_inspect::llm::{Call, CallError, Choice, Piece, Provenance, Request, Role, Surface};
 use clawgress_inspect::payload::json::Json;
-use clawgress_inspect::payload::{Claims, Inspector, Limits, Unreadable};
+use clawgress_inspect::payload::{Claims, Inspector, Limits, Readings, Unreadable};
 
+use super::addresses;
 use super::cuts::{Cuts, golden, names, seed};
 
+/// Reads a request as the proxy does, by where it goes.
 fn inspect(name: &str, pieces: &[&[u8]]) -> Result<Call, Unreadable> {
     let kind: &[u8] =
         if name.ends_with(".form") { b"multipart/form-data; boundary=b" } else { b"application/json" };
-    let surface = match name.ends_with(".form") {
-        true if name.starts_with("openai_image") => Surface::Images,
-        true => Surface::Audio,
-        false => Surface::ChatCompletions,
+    let surface = addresses::of(name).surface;
+    let readings = Readings {
+        call: Some(Some(surface).filter(|surface| surface.is_read())),
+        has_parts: matches!(surface, Surface::Other | Surface::Batches),
+        ..Readings::default()
     };
-    inspect_as(surface, kind, pieces)
+    read(Inspector::reading(Claims::new(&[kind], &[]), Limits::default(), readings), pieces)
+}
+
+/// Fixtures of all requests that are read: files are looked at for what they hold, and not for calls.
+fn requests() -> Vec<String> {
+    names(false).into_iter().filter(|name| addresses::of(name).surface != Surface::Files).collect()
 }
 
 fn inspect_as(surface: Surface, kind: &[u8], pieces: &[&[u8]]) -> Result<Call, Unreadable> {
-    let mut inspector = Inspector::of_call(Claims::new(&[kind], &[]), Limits::default(), Some(surface));
+    read(Inspector::of_call(Claims::new(&[kind], &[]), Limits::default(), Some(surface)), pieces)
+}
+
+fn read(mut inspector: Inspector, pieces: &[&[u8]]) -> Result<Call, Unreadable> {
     pieces.iter().try_for_each(|piece| inspector.push(piece))?;
     inspector.finish()?;
     Ok(inspector.call().expect("read as a call").call().clone())
@@ -131,34 +142,33 @@ const ROWS: &[Row] = &[
     ("azure_responses.json", "my-deployment", Some(true), Some(50), [0; 5], ""),
     ("vertex_generate.json", "", None, Some(20), [0, 1, 0, 0, 0], ""),
     ("bedrock_invoke_anthropic.json", "", None, Some(100), [0, 1, 0, 0, 0], "get_weather"),
+    ("azure_v1_chat.json", "gpt-4.1-nano", Some(true), Some(64), [1, 1, 0, 0, 0], "breeds"),
+    ("azure_v1_responses.json", "gpt-4.1-nano", None, Some(40), [0, 1, 0, 0, 0], ""),
+    ("azure_foundry_chat.json", "Mistral-Large-2411", Some(true), Some(2048), [1, 1, 0, 0, 0], ""),
+    ("azure_project_responses.json", "", None, None, [0; 5], ""),
+    ("azure_anthropic_messages.json", "claude-sonnet-4-5", Some(true), Some(1000), [0, 1, 0, 0, 0], ""),
+    ("gemini_openai_chat.json", "gemini-2.5-flash", Some(true), None, [1, 1, 0, 0, 0], "get_weather"),
+    ("gemini_openai_embeddings.json", "gemini-embedding-001", None, None, [0; 5], ""),
+    ("gemini_tuned.json", "", None, Some(16), [0, 1, 0, 0, 0], ""),
+    ("vertex_openai_chat.json", "google/gemini-2.0-flash-001", Some(true), Some(200), [0, 1, 0, 0, 0], ""),
+    ("openai_batches.json", "", None, None, [0; 5], ""),
+    ("anthropic_batches.json", "", None, None, [0, 2, 0, 0, 0], "get_weather"),
+    ("gemini_batch.json", "", None, None, [0, 2, 0, 0, 0], "look_up"),
 ];
 
 #[test]
 fn what_each_request_asks_for() {
     for (name, model, stream, cap, messages, tools) in ROWS.iter().copied() {
-        let call = call(name);
-        let surface = match name {
-            _ if name.starts_with("ollama") => Surface::OllamaChat,
-            _ if name.ends_with("_responses.json") => Surface::Responses,
-            _ if name.starts_with("gemini") || name == "vertex_generate.json" => Surface::GenerateContent,
-            "bedrock_converse.json" => Surface::Converse,
-            _ if name.starts_with("tgi") || name == "llamacpp_completion.json" => Surface::Completions,
-            _ if name.starts_with("bedrock_invoke") => Surface::Invoke,
-            _ => Surface::ChatCompletions,
-        };
-        let names = match name {
-            "tgi_generate.json" => CapNames::NewTokens,
-            "llamacpp_completion.json" => CapNames::Predict,
-            _ => CapNames::Newer,
-        };
-        let most = call.tokens_max_of(surface, names);
+        let (call, route) = (call(name), addresses::of(name));
+        let most = call.tokens_max_of(route.surface, route.cap_names());
         let found = (call.model.as_deref().unwrap_or(""), call.stream, most, call.messages);
         assert_eq!(found, (model, stream, cap, messages), "{name}");
         assert_eq!(call.tools.join(" "), tools, "{name}");
-        // Which has an image alone.
-        assert!(call.tokens_estimated > 3 || name == "openai_image_variations.form", "{name}");
+        // Which have an image alone, or the name of a file.
+        let is_bare = ["openai_image_variations.form", "openai_batches.json"].contains(&name);
+        assert!(call.tokens_estimated > 3 || is_bare, "{name}");
     }
-    assert_eq!(names(false).len(), ROWS.len(), "every fixture is in the table");
+    assert_eq!(requests().len(), ROWS.len(), "every fixture is in the table");
 }
 
 #[test]
@@ -207,6 +217,11 @@ fn what_else_they_say() {
     assert!(responses.is_partial && responses.store == Some(true));
     assert_eq!(responses.end_user.as_deref(), Some("u1"));
     assert_eq!((responses.attachments.count, responses.attachments.images), (2, 1));
+    // An agent that a project keeps, a cache, and a file of calls: what is in them is not shown here.
+    for name in ["azure_project_responses.json", "vertex_openai_chat.json", "openai_batches.json"] {
+        assert!(call(name).is_partial, "{name}");
+    }
+    assert!(!call("gemini_openai_chat.json").is_partial);
     let messages = call("anthropic_messages.json");
     assert_eq!(messages.end_user.as_deref(), Some("u-9"));
     assert_eq!((messages.attachments.count, messages.attachments.images), (2, 1));
@@ -302,41 +317,22 @@ fn who_says_what_and_where_it_comes_from() {
     has("cohere_chat_v1.json", R::Assistant, P::Model, "Hello");
     has("cohere_rerank.json", R::User, P::Retrieved, "Carson City");
     has("ollama_generate.json", R::System, P::Instructions, "Be a poet.");
+    has("azure_foundry_chat.json", R::User, P::User, "How many languages");
+    has("azure_project_responses.json", R::User, P::User, "Plan a walk");
+    has("gemini_openai_chat.json", R::System, P::Instructions, "You are a helpful");
+    has("gemini_tuned.json", R::User, P::User, "Which number");
+    has("vertex_openai_chat.json", R::User, P::User, "Describe this picture.");
+    has("anthropic_batches.json", R::User, P::User, "Hi again, friend");
+    has("gemini_batch.json", R::User, P::User, "What is light made of?");
 }
 
 /// No request is strange to the surface that it is of.
 #[test]
 fn requests_fit_their_surfaces() {
-    for (begins, surface) in [
-        ("openai_chat", Surface::ChatCompletions),
-        ("azure_chat", Surface::ChatCompletions),
-        ("mistral_chat", Surface::ChatCompletions),
-        ("groq_chat", Surface::ChatCompletions),
-        ("deepseek_chat", Surface::ChatCompletions),
-        ("vllm_chat", Surface::ChatCompletions),
-        ("anthropic_messages", Surface::Messages),
-        ("ollama_chat", Surface::OllamaChat),
-        ("bedrock_converse", Surface::Converse),
-        ("openai_responses", Surface::Responses),
-        ("openai_completions", Surface::Completions),
-        ("llamacpp_completion", Surface::Completions),
-        ("tgi_generate", Surface::Completions),
-        ("openai_image", Surface::Images),
-        ("openai_trans", Surface::Audio),
-        ("mistral_fim", Surface::Completions),
-        ("gemini_generate", Surface::GenerateContent),
-        ("cohere_chat", Surface::CohereChat),
-        ("ollama_generate", Surface::OllamaGenerate),
-        ("cohere_rerank", Surface::Rerank),
-        ("openai_embeddings", Surface::Embeddings),
-        ("cohere_embed", Surface::Embeddings),
-    ] {
-        let all: Vec<_> = names(false).into_iter().filter(|name| name.starts_with(begins)).collect();
-        assert!(!all.is_empty(), "{begins}");
-        for name in all {
-            let shape = call(&name).shape;
-            assert!(!shape.differs(surface), "{name}: {shape:?}");
-        }
+    for name in requests() {
+        let (shape, surface) = (call(&name).shape, addresses::of(&name).surface);
+        // Of these the path does not say which there are.
+        assert!(!surface.is_read() || !shape.differs(surface), "{name}: {shape:?}");
     }
     assert!(call("openai_chat.json").shape.differs(Surface::Messages), "has what Anthropic's never have");
     assert!(call("anthropic_messages.json").shape.differs(Surface::ChatCompletions));
@@ -438,7 +434,7 @@ fn any_cutting_says_the_same() {
     let seed = seed();
     println!("CLAWGRESS_SEED={seed}");
     let mut cuts = Cuts(seed);
-    for name in names(false) {
+    for name in requests() {
         let body = golden(&name);
         let whole = inspect(&name, &[&body]);
         for _ in 0..60 {

@@ -62,6 +62,7 @@ fn results_of_batches_cost_nothing_when_they_are_told() {
         r#"{"custom_id":"2","result":{"type":"succeeded","message":{"content":[],"usage":{"input_tokens":9,"output_tokens":9}}}}"#,
     ];
     assert_eq!(Format::of("application/x-jsonl"), Some(Format::Lines));
+    assert_eq!(Format::of("application/stream+json; charset=utf-8"), Some(Format::Lines));
     assert_eq!(read(Format::Lines, lines.join("\n").as_bytes()).usage, None);
 }
 

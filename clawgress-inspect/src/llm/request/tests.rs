@@ -541,6 +541,11 @@ fn what_only_the_server_has_is_told() {
         (r#"{"contents":[],"tools":[{"fileSearch":{"fileSearchStoreNames":["s"]}}]}"#, true),
         (r#"{"messages":[],"container":{"id":"c","skills":[]}}"#, true),
         (r#"{"messages":[],"data_sources":[{"type":"azure_search"}]}"#, true),
+        (r#"{"input":"x","agent_reference":{"type":"agent_reference","name":"a"}}"#, true),
+        (r#"{"input":"x","agent":{"type":"agent_reference","name":"a"}}"#, true),
+        (r#"{"messages":[],"extra_body":{"google":{"cached_content":"c"}}}"#, true),
+        (r#"{"messages":[],"google":{"cached_content":"c"}}"#, true),
+        (r#"{"messages":[],"google":{"thinking_config":{"thinking_budget":1}}}"#, false),
         (
             r#"{"messages":[{"role":"user","content":[{"document":{"format":"pdf","name":"x","source":{"s3Location":{"uri":"s3://b/k.pdf"}}}}]}]}"#,
             true,

@@ -64,6 +64,7 @@ const ROWS: &[Row] = &[
         None,
     ),
     ("x.services.ai.azure.com/anthropic/v1/messages", "azure", S::Messages, "", None),
+    ("x.eastus2.inference.ai.azure.com/chat/completions", "azure", S::ChatCompletions, "", None),
     ("api.anthropic.com/v1/messages", "anthropic", S::Messages, "", None),
     ("api.anthropic.com/V1/Messages", "anthropic", S::Messages, "", None),
     ("api.anthropic.com/v1/messages/count_tokens", "anthropic", S::CountTokens, "", Some(false)),
