@@ -10,6 +10,8 @@ mod conversations;
 #[cfg(test)]
 mod cuts;
 #[cfg(test)]
+mod delays;
+#[cfg(test)]
 mod messages;
 #[cfg(test)]
 mod requests;
