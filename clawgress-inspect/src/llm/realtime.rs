@@ -231,6 +231,10 @@ impl Heard {
         if kind.starts_with("conversation.item.") {
             return self.echoes(value);
         }
+        if kind == "error" {
+            // Of what a client said: a response that it asks for begins or is refused at once, and none that has begun ends so.
+            self.refused.push((String::new(), !self.responses.is_empty()));
+        }
         if !kind.starts_with("response.") {
             return Ok(());
         }
@@ -379,14 +383,16 @@ impl Heard {
         std::mem::take(&mut self.refused)
     }
 
-    /// What those took that are under way as the conversation ends: each by itself in one of the Responses API, where what has begun
-    /// was sent whole; all together in others.
+    /// What those took that are under way as the conversation ends, each by itself: what has begun may be billed, whatever came of it.
     pub fn take_left(&mut self) -> Vec<Spent> {
-        if self.dialect != Dialect::Responses {
-            return self.under_way().into_iter().collect();
-        }
         for response in std::mem::take(&mut self.responses) {
+            let output = response.reader.progress().output;
             self.spend(response);
+            // What was counted on the way may be of a part.
+            self.spent
+                .last_mut()
+                .into_iter()
+                .for_each(|spent| spent.usage.output = spent.usage.output.max(output));
         }
         let left = self.take_spent().into_iter();
         left.map(|spent| Spent { is_estimated: true, ..spent }).collect()

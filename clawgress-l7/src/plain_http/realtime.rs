@@ -73,6 +73,8 @@ struct Shown {
     tokens: u64,
     /// Whether it is of a request that is not to be taken for others.
     is_own: bool,
+    /// Whether an answer to it is asked for.
+    asks: bool,
     /// Whether the server said that something in its lane is not answered.
     is_refused: bool,
 }
@@ -188,7 +190,7 @@ impl Realtime {
         let (model, tokens) = (call.model.clone(), call.tokens_estimated);
         // Of the Responses API, what asks for nothing has nothing that is billed.
         let counts = asks || self.dialect != Dialect::Responses;
-        self.judged = counts.then_some(Shown { lane, model, tokens, is_own, is_refused: false });
+        self.judged = counts.then_some(Shown { lane, model, tokens, is_own, asks, is_refused: false });
         let before = self.shown.iter().filter(|shown| !shown.is_refused).map(|shown| shown.tokens);
         let shown = before.fold(tokens, u64::saturating_add);
         let mut facts = calling.facts(&call, assessment.score, found.iter().map(String::as_str));
@@ -218,9 +220,17 @@ impl Realtime {
             self.shown.retain(|shown| !shown.is_refused);
         }
         let is_full = self.shown.len() >= REQUESTS_MAX;
-        let is_same = |shown: &Shown| !judged.is_own && !shown.is_refused && shown.lane == judged.lane;
+        // Each response of realtime events is asked for by itself, and what is shown behind that is the next one's. A turn of the Live
+        // API answers all that was asked until its end.
+        let is_next = |shown: &Shown| self.dialect == Dialect::Events && shown.asks;
+        let is_same = |shown: &Shown| {
+            !judged.is_own && !shown.is_refused && shown.lane == judged.lane && !is_next(shown)
+        };
         match self.shown.iter_mut().rev().find(|shown| is_full || is_same(shown)) {
-            Some(shown) => shown.tokens = shown.tokens.saturating_add(judged.tokens),
+            Some(shown) => {
+                shown.tokens = shown.tokens.saturating_add(judged.tokens);
+                shown.asks |= judged.asks;
+            }
             None => self.shown.push_back(judged),
         }
     }
@@ -240,8 +250,13 @@ impl Realtime {
     /// Notes that a request in this lane was refused, the first or the one behind it. An error may be of another message: what comes back
     /// all the same is of that request.
     fn refused(&mut self, lane: &str, is_behind: bool) {
-        let mut of = self.shown.iter_mut().filter(|shown| shown.lane == lane && !shown.is_refused);
-        of.nth(usize::from(is_behind)).into_iter().for_each(|shown| shown.is_refused = true);
+        let is_asked = |shown: &&mut Shown| shown.lane == lane && shown.asks && !shown.is_refused;
+        let Some(shown) = self.shown.iter_mut().filter(is_asked).nth(usize::from(is_behind)) else { return };
+        match self.dialect {
+            Dialect::Responses => shown.is_refused = true,
+            // What was shown stays in the conversation: the next response that is asked for is shown it.
+            Dialect::Events | Dialect::Live => shown.asks = false,
+        }
     }
 
     /// Hears what a server says, and whether it decides: what is known of it goes to `came`, and calls that became whole come
@@ -347,10 +362,8 @@ impl Realtime {
             self.take(gateway, admitted, spent);
         }
         // What the provider has, and nothing came of, may be billed, as by HTTP.
-        self.shown.retain(|shown| !shown.is_refused);
-        while self.dialect == Dialect::Responses
-            && let Some(shown) = self.shown.front()
-        {
+        self.shown.retain(|shown| shown.asks && !shown.is_refused);
+        while let Some(shown) = self.shown.front() {
             let spent = Spent { lane: shown.lane.clone(), is_estimated: true, ..Spent::default() };
             self.take(gateway, admitted, spent);
         }

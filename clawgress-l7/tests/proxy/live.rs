@@ -68,6 +68,8 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Seen>)
                     seen.bytes.lock().extend_from_slice(text.as_bytes());
                     let city = if text.contains("Oslo") { "Oslo" } else { "Rome" };
                     match () {
+                        // To some nothing comes back.
+                        () if text.contains("Silent") => Vec::new(),
                         () if text.contains("setup") => vec![COMPLETE.to_owned()],
                         () if text.contains("turnComplete") => turn(city).to_vec(),
                         () => Vec::new(),
@@ -182,6 +184,37 @@ async fn a_conversation_is_counted_by_the_model_of_its_setup() {
         outcome.cost,
         Some(CallCost::Priced { nano_usd, source: "the test".to_owned(), estimated: false })
     );
+}
+
+/// What went to the provider may be billed, whether its answer came or not; what nobody asked to be answered is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_answered_is_charged_for_what_it_showed() {
+    let asks = ASKS.replace("What", &format!("Silent: {} What", "A long story. ".repeat(400)));
+    let shows = asks.replace(r#""turnComplete":true"#, r#""turnComplete":false"#);
+    let site = Site::start().await;
+    for (n, (second, before, is_charged)) in
+        [(&asks, 0, true), (&shows, 0, false), (&asks, 1, true), (&shows, 1, false)].into_iter().enumerate()
+    {
+        let mut client = site.open().await;
+        client.send([said(TEXT, SETUP), said(TEXT, ASKS).repeat(before)].concat()).await;
+        messages(&mut client, 1 + 2 * before).await;
+        client.send(said(BINARY, second)).await;
+        client.send(said(0x88, b"\x03\xe8")).await;
+        close(&mut client).await;
+        drop(client);
+        let (_, outcome) = site.gateway.exchange(n).await;
+        let Some(tokens) = outcome.tokens else {
+            assert!(!is_charged && before == 0, "{n}: {outcome:?}");
+            continue;
+        };
+        let counted = if before == 1 { 130 } else { 0 };
+        assert_eq!(
+            (tokens.input > counted + 1000, tokens.estimated),
+            (is_charged, is_charged),
+            "{n}: {tokens:?}"
+        );
+        assert_eq!(tokens.model.as_deref(), Some("gemini-live"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

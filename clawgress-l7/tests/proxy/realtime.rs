@@ -82,7 +82,21 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, seen: Arc<Seen>)
                     let text = String::from_utf8(text).expect("text");
                     seen.bytes.lock().extend_from_slice(text.as_bytes());
                     let city = if text.contains("Oslo") { "Oslo" } else { "Rome" };
-                    if text.contains("response.create") { response(city) } else { Vec::new() }
+                    let mut answers =
+                        if text.contains("response.create") { response(city) } else { Vec::new() };
+                    if text.contains("Refused") {
+                        answers = vec![
+                            r#"{"type":"error","error":{"type":"invalid_request_error","message":"no"}}"#
+                                .to_owned(),
+                        ];
+                    }
+                    // Of some nothing comes, or the begin alone.
+                    answers.truncate(match () {
+                        () if text.contains("Silent") => 0,
+                        () if text.contains("Begun") => 1,
+                        () => answers.len(),
+                    });
+                    answers
                 }
                 Some(Message::Close { .. }) => {
                     let _ = stream.write_all(&answered(0x88, b"\x03\xe8")).await;
@@ -144,22 +158,20 @@ impl Site {
 /// The texts that come next, so many.
 async fn texts(client: &mut Client, count: usize) -> Vec<String> {
     let (mut reader, mut all) = (Reader::new(Sender::Server, 10 << 20), Vec::new());
-    loop {
+    while all.len() < count {
         let held = std::mem::take(&mut client.held);
         let mut left = &held[..];
-        while !left.is_empty() {
+        while !left.is_empty() && all.len() < count {
             let (taken, message) = reader.read(left).expect("frames");
             left = &left[taken..];
             if let Some(Message::Text(text)) = message {
                 all.push(String::from_utf8(text).expect("text"));
             }
-            if all.len() == count {
-                client.held = left.to_vec();
-                return all;
-            }
         }
-        assert!(client.more().await, "it ended after {all:?}");
+        client.held = left.to_vec();
+        assert!(all.len() == count || client.more().await, "it ended after {all:?}");
     }
+    all
 }
 
 const OFFERS: &str = r#"{"type":"session.update","session":{"type":"realtime","max_output_tokens":"inf","tools":[{"type":"function","name":"get_weather","parameters":{"type":"object"}}]}}"#;
@@ -206,6 +218,61 @@ async fn a_conversation_is_counted_and_costs_what_its_responses_do() {
         outcome.cost,
         Some(CallCost::Priced { nano_usd, source: "the test".to_owned(), estimated: false })
     );
+}
+
+/// What went to the provider may be billed, whatever came of it, as by HTTP; what nobody asked to be answered is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_broke_off_is_charged_for_what_it_showed() {
+    let words = "A long story. ".repeat(400);
+    let item = format!(
+        r#"{{"type":"conversation.item.create","item":{{"type":"message","role":"user","content":[{{"type":"input_text","text":"{words}"}}]}}}}"#
+    );
+    let asks = |what: &str| ASKS.replace('}', &format!(r#","response":{{"instructions":"{what}"}}}}"#));
+    let (shows, answered) = ((item, 0), (ASKS.to_owned(), 6));
+    let (silent, begun, refused) = ((asks("Silent"), 0), (asks("Begun"), 1), (asks("Refused"), 1));
+    let counted = (130, 66 * 4_000 + 64 * 400 + 20 * 16_000);
+    let site = Site::start(POLICY).await;
+    for (n, (all, charged, before)) in [
+        // Whether what is asked for is told to have begun or not.
+        (vec![&shows, &silent], 1, (0, 0)),
+        (vec![&shows, &begun], 1, (0, 0)),
+        (vec![&answered, &shows, &silent], 1, counted),
+        // Each response that is asked for, by what was shown for it.
+        (vec![&shows, &silent, &shows, &silent], 2, (0, 0)),
+        (vec![&shows, &refused], 0, (0, 0)),
+        (vec![&shows], 0, (0, 0)),
+        (vec![&answered, &shows], 0, counted),
+        // What is shown stays, though what was asked for with it was refused.
+        (vec![&shows, &refused, &silent], 1, (0, 0)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = site.open().await;
+        texts(&mut client, 1).await;
+        for (message, events) in all {
+            client.send(said(TEXT, message)).await;
+            texts(&mut client, *events).await;
+        }
+        client.send(said(0x88, b"\x03\xe8")).await;
+        close(&mut client).await;
+        drop(client);
+        let (_, outcome) = site.gateway.exchange(n).await;
+        let Some(tokens) = outcome.tokens else {
+            assert!(charged == 0 && before.0 == 0, "{n}: {outcome:?}");
+            continue;
+        };
+        let shown = tokens.input - before.0;
+        assert_eq!(tokens.estimated, charged > 0, "{n}: {tokens:?}");
+        assert!((1200 * charged..2000 * charged + 1).contains(&shown), "{n}: {tokens:?}");
+        assert_eq!(
+            (tokens.output, tokens.model.as_deref()),
+            (if before.0 > 0 { 20 } else { 0 }, Some("gpt-realtime"))
+        );
+        let nano_usd = shown * 4_000 + before.1;
+        let source = "the test".to_owned();
+        assert_eq!(outcome.cost, Some(CallCost::Priced { nano_usd, source, estimated: charged > 0 }), "{n}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

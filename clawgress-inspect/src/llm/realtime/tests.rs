@@ -68,6 +68,24 @@ fn what_breaks_off_is_estimated() {
 }
 
 #[test]
+fn what_is_refused_and_what_is_under_way_is_told() {
+    let mut heard = heard(Following::Names);
+    let error = r#"{"type":"error","event_id":"e","error":{"type":"invalid_request_error","code":"conversation_already_has_active_response","message":"no","event_id":null}}"#;
+    heard.message(error.as_bytes()).expect(error);
+    assert_eq!(heard.take_refused(), [(String::new(), false)]);
+    SAID.iter().take(8).for_each(|message| heard.message(message.as_bytes()).expect(message));
+    heard.message(error.as_bytes()).expect(error);
+    assert_eq!(
+        heard.take_refused(),
+        [(String::new(), true)],
+        "behind what is under way, which it does not end"
+    );
+    let left = heard.take_left();
+    assert!(left.len() == 2 && left.iter().all(|left| left.is_estimated), "each by itself: {left:?}");
+    assert!(left[1].usage.output >= 2 && heard.take_left().is_empty(), "{left:?}");
+}
+
+#[test]
 fn sound_that_nobody_counted_is_told() {
     let mut heard = heard(Following::Names);
     let sound = r#"{"type":"response.output_audio.delta","response_id":"r3","delta":"AAAA"}"#;
