@@ -64,6 +64,8 @@ mod messages;
 #[cfg(test)]
 mod mismatches;
 #[cfg(test)]
+mod model_sockets;
+#[cfg(test)]
 mod mtls;
 #[cfg(test)]
 mod obligations;
