@@ -498,6 +498,9 @@ impl ProxyHttp for App {
         if context.reason.is_some() {
             // What this returned as an error would be told in a log, and the end would go on as that of a whole answer.
             context.front.iter().for_each(|front| front.shut());
+        } else if let (Some(front), Some(_)) = (&context.front, &rest) {
+            // In place of trailers Pingora has this go, as the end.
+            front.trails(std::mem::take(trailers));
         }
         Ok(rest)
     }

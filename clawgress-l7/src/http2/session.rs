@@ -218,6 +218,8 @@ impl Session {
         if self.is_ended {
             return Ok(());
         }
+        let trailers = if end { self.front.take_trailers() } else { None };
+        let end = end && trailers.is_none();
         let within = self.write_timeout.unwrap_or(limit::CLIENT_WRITE);
         let Outgoing::Body(body) = &mut self.outgoing else {
             return Error::e_explain(ErrorType::InternalError, "a body before its head");
@@ -252,7 +254,30 @@ impl Session {
             self.front.count_written(n);
             self.is_ended = end && bytes.is_empty();
         }
-        if end && !self.is_ended { self.end() } else { Ok(()) }
+        match trailers {
+            Some(trailers) => self.trail(&trailers),
+            None if end && !self.is_ended => self.end(),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends an answer by its trailers.
+    fn trail(&mut self, trailers: &HeaderMap) -> Result<()> {
+        self.passes()?;
+        self.write_withheld()?;
+        if self.is_ended {
+            return Ok(());
+        }
+        let Outgoing::Body(body) = &mut self.outgoing else {
+            return Error::e_explain(ErrorType::InternalError, "trailers before a head");
+        };
+        if is_large(trailers) {
+            return Error::e_explain(ErrorType::InvalidHTTPHeader, "trailers that are too large");
+        }
+        let sent = body.send_trailers(of_stream(trailers));
+        sent.or_err(ErrorType::WriteError, "trailers can't go on").map_err(Error::into_down)?;
+        self.is_ended = true;
+        Ok(())
     }
 
     fn end(&mut self) -> Result<()> {
@@ -375,21 +400,7 @@ impl Custom for Session {
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
-        self.passes()?;
-        self.write_withheld()?;
-        if self.is_ended {
-            return Ok(());
-        }
-        let Outgoing::Body(body) = &mut self.outgoing else {
-            return Error::e_explain(ErrorType::InternalError, "trailers before a head");
-        };
-        if is_large(&trailers) {
-            return Error::e_explain(ErrorType::InvalidHTTPHeader, "trailers that are too large");
-        }
-        let sent = body.send_trailers(of_stream(&trailers));
-        sent.or_err(ErrorType::WriteError, "trailers can't go on").map_err(Error::into_down)?;
-        self.is_ended = true;
-        Ok(())
+        self.trail(&trailers)
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {

@@ -81,7 +81,7 @@ impl App {
             answer.edit(&mut rest, true);
         }
         match passed {
-            Ok(()) => rest,
+            Ok(()) => rest.filter(|rest| !rest.is_empty()),
             Err(reason) => {
                 context.reason = Some(reason);
                 None

@@ -8,6 +8,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use clawgress_ebpf_common::DropReason;
+use http::HeaderMap;
 use parking_lot::Mutex;
 use pingora_proxy::Session;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -65,6 +66,8 @@ pub struct Front {
     is_upgraded: AtomicBool,
     /// What of an answer waits for what is in it.
     withheld: Withheld,
+    /// What ends a stream's answer, behind what was kept back of it until that came: Pingora would have one or the other go.
+    trailers: Mutex<Option<HeaderMap>>,
     /// When a conversation has to be looked at.
     alarm: Alarm,
     /// Requests whose head went on, and requests that were answered.
@@ -156,6 +159,7 @@ impl Front {
             is_hushed: AtomicBool::new(false),
             is_upgraded: AtomicBool::new(false),
             withheld: Withheld::default(),
+            trailers: Mutex::default(),
             alarm: Alarm::default(),
             begun: AtomicU64::new(0),
             answered: AtomicU64::new(0),
@@ -255,6 +259,19 @@ impl Front {
     #[must_use]
     pub fn withheld(&self) -> &Withheld {
         &self.withheld
+    }
+
+    /// Has these trailers end a stream's answer in place of the last of its body. A client of HTTP/1 is sent none.
+    pub(super) fn trails(&self, trailers: HeaderMap) {
+        if self.incoming.is_some() {
+            *self.trailers.lock() = Some(trailers);
+        }
+    }
+
+    /// What is to end a stream's answer in place of the last of its body, once.
+    #[must_use]
+    pub(crate) fn take_trailers(&self) -> Option<HeaderMap> {
+        self.trailers.lock().take()
     }
 
     /// When a conversation has to be looked at.

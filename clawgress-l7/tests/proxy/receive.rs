@@ -557,6 +557,12 @@ async fn streams_of_http_2_are_judged_alike() {
     let request = http2::post(&site, "/trailers").header("te", "trailers").body(()).expect("request");
     let answer = client.ask(request, b"x").await.expect("answered");
     assert_eq!((&answer.body[..], answer.trailers.get("grpc-status").is_some()), (&b"message"[..], true));
+    // Nor are these lost where all was held until they came.
+    let request = http2::post(&site, "/held-trailers").header("te", "trailers").body(()).expect("request");
+    let answer = client.ask(request, b"x").await.expect("answered");
+    let told: Vec<_> =
+        answer.trailers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    assert_eq!((&answer.body[..], &told[..]), (&b"message"[..], &[("grpc-status", &b"0"[..])][..]));
     let head = http::Request::head(http2::url(&site, "/head")).body(()).expect("request");
     assert_eq!(client.ask(head, b"").await.expect("answered").status, 200);
     let denied = |r: &AuditRecord| r.reason.is_some();
@@ -588,6 +594,7 @@ async fn what_ends_with_trailers_is_edited_too() {
         let told = String::from_utf8_lossy(&answer.body);
         assert!(told.contains("\"Hi\"") && told.ends_with("data: [DONE]\n"), "{told}");
         assert!(!told.contains("usage"), "{told}");
+        assert_eq!(answer.trailers.get("grpc-status").map(http::HeaderValue::as_bytes), Some(&b"0"[..]));
         let usage = site
             .record(RecordKind::Outcome, http2::at("/v1/chat/completions"))
             .await

@@ -269,8 +269,9 @@ async fn answer(request: Request<RecvStream>, mut response: SendResponse<Bytes>,
             let _ = send(&mut sender, &body).await;
             let _ = sender.send_data(Bytes::new(), true);
         }
-        "/trailers" => {
-            let head = Response::builder().header("content-type", "application/grpc").body(()).expect("head");
+        path @ ("/trailers" | "/held-trailers") => {
+            let kind = if path == "/trailers" { "application/grpc" } else { "text/plain" };
+            let head = Response::builder().header("content-type", kind).body(()).expect("head");
             let Ok(mut sender) = response.send_response(head, false) else { return };
             let _ = sender.send_data("message".into(), false);
             let mut trailers = HeaderMap::new();
