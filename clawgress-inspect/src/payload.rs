@@ -257,7 +257,8 @@ impl Tally {
         let documents = self.has_parts.then(|| Claims::of_part(head).is_json());
         let mut begin = |field: Field| {
             let may_be = call.begin_field(&field, documents, &mut looks_at(&mut self.prompt))?;
-            Ok(if may_be { Part::Begun } else { Part::Text })
+            let is_said = documents == Some(true);
+            Ok(if may_be { Part::Begun { is_said } } else { Part::Text })
         };
         let read = Field::of(head).and_then(|field| field.map_or(Ok(Part::Nothing), &mut begin));
         match read {

@@ -1,9 +1,12 @@
 //! Parts of a form, as what they say of a call of a model: texts, and documents where the form may have some. Must never take for a text
-//! what begins like a document where one belongs.
+//! what begins like a document where one belongs, but where none can be: it breaks before it says anything.
 
-use super::json::{Event as JsonEvent, Json};
+use super::json::{Event as JsonEvent, Json, JsonError, Kind};
 use super::multipart::Event;
 use super::{Tally, Unreadable};
+
+/// Bytes by which a document that nobody says to be one has broken off, or has some text: `[1] see there`, `{name}`.
+const DOUBT_BYTES_MAX: usize = 64;
 
 /// What the part at hand is of a call.
 #[derive(Debug)]
@@ -11,9 +14,65 @@ pub(super) enum Part {
     Nothing,
     /// A text, a word or a file.
     Text,
-    /// A document, if its first byte says so, which did not come yet.
-    Begun,
+    /// A document, if its first byte says so, which did not come yet; and whether it is said to be one.
+    Begun {
+        is_said: bool,
+    },
+    /// What begins like a document, of which nothing came but numbers and signs.
+    Doubtful(Box<Doubt>),
     Document(Box<Json>),
+}
+
+/// What may be a document.
+#[derive(Debug)]
+pub(super) struct Doubt {
+    held: Vec<u8>,
+    json: Json,
+}
+
+/// What became of it.
+enum Settled {
+    Text,
+    Document,
+}
+
+// === impl Doubt ===
+
+impl Doubt {
+    fn new() -> Doubt {
+        Doubt { held: Vec::new(), json: Json::new(false) }
+    }
+
+    /// Takes what comes next, and how much of it was looked at; what it is, once that is known, whatever pieces it comes in.
+    fn push(&mut self, bytes: &[u8]) -> (usize, Option<Settled>) {
+        let room = DOUBT_BYTES_MAX - self.held.len();
+        let first = bytes.get(..room.min(bytes.len())).unwrap_or_default();
+        self.held.extend_from_slice(first);
+        let mut has_text = false;
+        let read = self.json.push::<JsonError>(first, &mut |event| {
+            has_text |= matches!(event, JsonEvent::Begin(Kind::Key | Kind::Text));
+            Ok(())
+        });
+        let settled = match read {
+            // Servers may read as far as it goes.
+            _ if has_text => Some(Settled::Document),
+            Err(_) => Some(Settled::Text),
+            Ok(()) => (self.held.len() == DOUBT_BYTES_MAX).then_some(Settled::Document),
+        };
+        (first.len(), settled)
+    }
+
+    /// Nothing more comes.
+    fn ends(mut self, tally: &mut Tally) -> Result<(), Unreadable> {
+        if self.json.finish::<JsonError>(&mut |_| Ok(())).is_err() {
+            tally.of_call_is_text()?;
+            tally.of_call(JsonEvent::Piece(&self.held))?;
+            return tally.of_call(JsonEvent::End);
+        }
+        let mut json = Json::new(false);
+        json.push(&self.held, &mut |event| tally.of_call(event))?;
+        json.finish(&mut |event| tally.of_call(event))
+    }
 }
 
 // === impl Part ===
@@ -33,10 +92,11 @@ impl Part {
             Event::End => match std::mem::replace(self, Part::Nothing) {
                 Part::Nothing => Ok(()),
                 Part::Text => tally.of_call(JsonEvent::End),
-                Part::Begun => {
+                Part::Begun { .. } => {
                     tally.of_call_is_text()?;
                     tally.of_call(JsonEvent::End)
                 }
+                Part::Doubtful(doubt) => doubt.ends(tally),
                 Part::Document(mut json) => json.finish(&mut |event| tally.of_call(event)),
             },
         }
@@ -44,22 +104,42 @@ impl Part {
 
     fn piece(&mut self, bytes: &[u8], tally: &mut Tally) -> Result<(), Unreadable> {
         let mut rest = bytes;
-        if let Part::Begun = self {
+        if let Part::Begun { is_said } = *self {
             // Blanks, and a byte order mark.
             let blanks = |b: &&u8| b.is_ascii_whitespace() || matches!(**b, 0xef | 0xbb | 0xbf);
             let skipped = rest.iter().take_while(blanks).count();
             rest = rest.get(skipped..).unwrap_or_default();
             match rest.first() {
                 None => return Ok(()),
-                Some(b'{' | b'[') => *self = Part::Document(Box::new(Json::new(false))),
+                Some(b'{' | b'[') if is_said => *self = Part::Document(Box::new(Json::new(false))),
+                Some(b'{' | b'[') => *self = Part::Doubtful(Box::new(Doubt::new())),
                 Some(_) => {
                     tally.of_call_is_text()?;
                     *self = Part::Text;
                 }
             }
         }
+        if let Part::Doubtful(doubt) = self {
+            let (taken, settled) = doubt.push(rest);
+            let Some(settled) = settled else { return Ok(()) };
+            let held = std::mem::take(&mut doubt.held);
+            rest = rest.get(taken..).unwrap_or_default();
+            *self = match settled {
+                Settled::Document => Part::Document(Box::new(Json::new(false))),
+                Settled::Text => {
+                    tally.of_call_is_text()?;
+                    Part::Text
+                }
+            };
+            self.value(&held, tally)?;
+        }
+        self.value(rest, tally)
+    }
+
+    /// Takes some of what it is.
+    fn value(&mut self, rest: &[u8], tally: &mut Tally) -> Result<(), Unreadable> {
         match self {
-            Part::Nothing | Part::Begun => Ok(()),
+            Part::Nothing | Part::Begun { .. } | Part::Doubtful(_) => Ok(()),
             Part::Text => tally.of_call(JsonEvent::Piece(rest)),
             Part::Document(json) => json.push(rest, &mut |event| tally.of_call(event)),
         }

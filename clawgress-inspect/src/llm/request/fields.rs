@@ -32,6 +32,10 @@ impl Request {
             if within.is_some_and(Node::holds_documents) {
                 return self.event_fails(CallError::Name).map(|()| false);
             }
+            if is_document && self.next == Node::Skip {
+                // Whatever it is called: a server that takes it may take all of a call from it.
+                (self.next, self.wraps) = (Node::Root, true);
+            }
             if is_document || self.next.holds_documents() {
                 return Ok(true);
             }

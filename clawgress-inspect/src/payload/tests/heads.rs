@@ -79,6 +79,7 @@ fn documents_in_parts_of_a_form_are_members_of_a_call() {
     let head = format!("\r\n{}", json.trim_end());
     let file = format!("; filename=\"blob\"{head}");
     let marked = format!("\u{feff} {SESSION}");
+    let many = format!("[{}] see there", "1,".repeat(40));
     for (parts, wanted) in [
         (&[("sdp", "", "v=0"), ("session", &*head, SESSION)][..], Ok((shell(), None))),
         // Whatever is said of it: servers look at the name.
@@ -88,6 +89,23 @@ fn documents_in_parts_of_a_form_are_members_of_a_call() {
         (&[("tools", "", r#"[{"type":"function","name":"shell"}]"#)], Ok((shell(), None))),
         // A text may begin like a document.
         (&[("prompt", "", "[slow] {a} cat")], Ok((vec![], None))),
+        // Also where documents are taken, of what can be none.
+        (&[("documents", "", "[1] see the appendix")], Ok((vec![], None))),
+        (&[("options", "", "{a}"), ("messages", "", "[x] \"tools\"")], Ok((vec![], None))),
+        (&[("options", "", "{}"), ("documents", "", "[1, 2]"), ("messages", "", "[]")], Ok((vec![], None))),
+        (&[("options", "", "{ "), ("documents", "", "[1")], Ok((vec![], None))),
+        // But not of what a server may read to where it breaks, nor of what is said to be one.
+        (
+            &[("tools", "", r#"[{"type":"function","name":"shell"}] see there"#)],
+            Err(Unreadable::JsonMalformed),
+        ),
+        (&[("documents", &head, "[1] see the appendix")], Err(Unreadable::JsonMalformed)),
+        (&[("documents", "", &many)], Err(Unreadable::JsonMalformed)),
+        // Whatever a document is called.
+        (&[("payload", &head, SESSION)], Ok((shell(), None))),
+        (&[("payload", &file, SESSION)], Ok((shell(), None))),
+        (&[("payload", "", SESSION)], Ok((vec![], None))),
+        (&[("payload", &head, r#"{"model":"a","model":"b"}"#)], Ok((vec![], Some(CallError::Twice)))),
         (&[("session", &head, "none")], Ok((vec![], None))),
         (&[("session", &head, "")], Ok((vec![], None))),
         // What can't be read, or not in one way.
