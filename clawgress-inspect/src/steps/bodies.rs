@@ -8,6 +8,8 @@ use flate2::write::GzEncoder;
 
 use super::is_linear;
 use crate::events::Ends;
+use crate::llm::answer::Following;
+use crate::llm::realtime::{Dialect, Heard, sent};
 use crate::llm::{Request, Surface};
 use crate::payload::{Claims, Inspector, Limits, Readings};
 use crate::tool::{Head, changed_events, changes, definitions, filtered, heard};
@@ -227,5 +229,75 @@ fn frames_take_steps_in_proportion_to_their_bytes() {
             };
             is_linear(what, make, read, 16);
         }
+    }
+}
+
+/// Messages of conversations with models, of both sides.
+#[test]
+fn conversations_take_steps_in_proportion_to_their_bytes() {
+    let lines =
+        |n: usize, one: &dyn Fn(usize) -> String| (0..n).map(one).collect::<Vec<_>>().join("\n").into_bytes();
+    let event = |kind: &str, more: &str| format!(r#"{{"type":"{kind}"{more}}}"#);
+    let created = |n: usize| event("response.created", &format!(r#","response":{{"id":"r{n}"}}"#));
+    let done = |n: usize| {
+        event("response.done", &format!(r#","response":{{"id":"r{n}","usage":{{"output_tokens":{n}}}}}"#))
+    };
+    let talks: [(Dialect, Made<'_>); 7] = [
+        (Dialect::Events, ("responses one by one", &|n| lines(n, &|n| [created(n), done(n)].join("\n")))),
+        (
+            Dialect::Events,
+            ("parts of a text", &|n| {
+                lines(n, &|n| {
+                    event("response.output_text.delta", &format!(r#","response_id":"r","delta":"word {n}""#))
+                })
+            }),
+        ),
+        (
+            Dialect::Events,
+            ("items that are said again", &|n| {
+                let call =
+                    |n| format!(r#","item":{{"type":"function_call","name":"f{n}","arguments":"{{}}"}}"#);
+                lines(n, &|n| event("conversation.item.done", &call(n)))
+            }),
+        ),
+        (Dialect::Events, ("refusals", &|n| lines(n, &|_| event("error", "")))),
+        (
+            Dialect::Responses,
+            ("lanes", &|n| {
+                let lane = |n: usize| format!(r#","stream_id":"{}","delta":"a""#, n % 16);
+                lines(n, &|n| event("response.output_text.delta", &lane(n)))
+            }),
+        ),
+        (
+            Dialect::Live,
+            ("turns", &|n| {
+                lines(n, &|n| {
+                    format!(
+                        r#"{{"serverContent":{{"modelTurn":{{"parts":[{{"text":"word {n}"}}]}},"turnComplete":true}},"usageMetadata":{{"responseTokenCount":{n}}}}}"#
+                    )
+                })
+            }),
+        ),
+        (
+            Dialect::Live,
+            ("calls", &|n| {
+                lines(n, &|n| {
+                    format!(
+                        r#"{{"toolCall":{{"functionCalls":[{{"name":"f{n}","args":{{"a":{n}}}}}]}},"serverContent":{{"turnComplete":true}},"usageMetadata":{{"promptTokenCount":1}}}}"#
+                    )
+                })
+            }),
+        ),
+    ];
+    for (dialect, (what, make)) in talks {
+        let hear = |bytes: &[u8]| {
+            let mut heard = Heard::new(dialect, 1 << 20, Following::Held);
+            for message in bytes.split(|b| *b == b'\n') {
+                let _ = sent(dialect, message);
+                heard.message(message).expect(what);
+                let _ = (heard.take_calls(), heard.take_texts(), heard.take_spent(), heard.take_refused());
+            }
+        };
+        is_linear(what, make, hear, 128);
     }
 }
