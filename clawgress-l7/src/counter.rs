@@ -10,9 +10,11 @@ use std::thread;
 use bpe_openai::Tokenizer;
 use clawgress_api::CountedTokens;
 use clawgress_inspect::llm::Surface;
-use clawgress_inspect::llm::vocabulary::{Vocabulary, around, each_text};
+use clawgress_inspect::llm::vocabulary::Vocabulary;
 
 use crate::limit;
+
+mod input;
 
 /// What counts.
 #[derive(Debug)]
@@ -102,19 +104,9 @@ fn work(jobs: &Receiver<Job>, shared: &Shared) {
     let mut loaded = [false; 2];
     while let Ok(Job { vocabulary, surface, body, counted }) = jobs.recv() {
         let tokenizer = tokenizer(vocabulary, &mut loaded);
-        let _ = counted.set(input(tokenizer, surface, &body));
+        let _ = counted.set(input::tokens(tokenizer, surface, &body));
         shared.bytes.fetch_sub(body.len(), Ordering::Relaxed);
     }
-}
-
-/// Tokens of a request that has texts alone.
-fn input(tokenizer: &Tokenizer, surface: Surface, body: &[u8]) -> Option<u64> {
-    let mut tokens = 0;
-    let call = each_text(body, &mut |text| tokens += tokenizer.count(text) as u64)?;
-    // How others are shown is not told by whom they are shown.
-    let is_bare = call.tools.is_empty() && !call.has_definitions && call.attachments.count == 0;
-    let is_text = is_bare && !call.is_partial;
-    is_text.then(|| tokens + around(&call, surface))
 }
 
 /// A vocabulary is loaded when it is first counted with, and kept.

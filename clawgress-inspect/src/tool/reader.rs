@@ -9,6 +9,8 @@ use crate::payload::json::{Event, Kind};
 
 /// The name that every message has, and how many bytes it takes in letters that fold to it.
 const SIGN: &str = "jsonrpc";
+/// The same by the one letter outside of ASCII that folds to one of it.
+const SIGN_FOLDED: &str = "j\u{17f}onrpc";
 const SIGN_BYTES_MAX: usize = 8;
 /// What a value takes besides its bytes: itself, and its place among others.
 const VALUE_BYTES: usize = 96;
@@ -193,7 +195,7 @@ impl Raw {
         #[cfg(test)]
         crate::steps::add(bytes.len());
         // Across pieces.
-        let most = SIGN.len() - 1;
+        let most = SIGN_FOLDED.len() - 1;
         let known = self.tail.len();
         self.tail.extend_from_slice(bytes.get(..most.min(bytes.len())).unwrap_or_default());
         self.is_found = has_sign(&self.tail) || has_sign(bytes);
@@ -211,8 +213,10 @@ fn has_sign(bytes: &[u8]) -> bool {
     let is = |at: usize| {
         let rest = bytes.get(at..).unwrap_or_default();
         match rest {
-            [b'\\', b'u', b'0', b'0', b'4'..=b'7', ..] => true,
-            _ => rest.get(..SIGN.len()).is_some_and(|word| word.eq_ignore_ascii_case(SIGN.as_bytes())),
+            [b'\\', b'u', b'0', b'0', b'4'..=b'7', ..] | [b'\\', b'u', b'0', b'1', b'7', ..] => true,
+            _ => [SIGN, SIGN_FOLDED].iter().any(|sign| {
+                rest.get(..sign.len()).is_some_and(|word| word.eq_ignore_ascii_case(sign.as_bytes()))
+            }),
         }
     };
     memchr::memchr3_iter(b'j', b'J', b'\\', bytes).any(is)
@@ -228,6 +232,8 @@ mod tests {
             ("{'JsonRPC':1", true),
             ("{\"json\\u0072pc\":1", true),
             ("jsonjsonrpc", true),
+            ("{'J\u{17f}onrpc':1", true),
+            ("{\"j\\u017fonrpc\":1", true),
             ("{\"json\":\"\\u2026\",\"rpc\":1", false),
             ("jsonrp", false),
         ] {

@@ -18,6 +18,8 @@ use clawgress_inspect::{proxy_authorization, sniff, socks5};
 
 #[path = "change.rs"]
 mod change;
+#[path = "claims.rs"]
+mod claims;
 #[path = "encoded.rs"]
 mod encoded;
 #[path = "heads.rs"]
@@ -32,12 +34,15 @@ mod payload;
 mod prompt;
 #[path = "streams.rs"]
 mod streams;
+#[path = "tokens.rs"]
+mod tokens;
 #[path = "tool.rs"]
 mod tool;
 #[path = "web_socket.rs"]
 mod web_socket;
 
 pub use change::llm_change;
+pub use claims::{payload_claims, tool_reader};
 pub use encoded::encoded;
 pub use heads::{dns_watch, llm_realtime, llm_route, prices, request_head, tool_head};
 pub use identity::{
@@ -49,6 +54,7 @@ pub use llm::{llm_answer, llm_calls, llm_request};
 pub use payload::{payload_body, payload_coding, payload_json, payload_multipart};
 pub use prompt::{prompt_rules, prompt_text};
 pub use streams::{hearing, llm_rename, split_window, tool_events};
+pub use tokens::{answer_head, model_name, token_counts};
 pub use tool::{tool_list, tool_message};
 pub use web_socket::web_socket;
 
@@ -59,6 +65,7 @@ pub type Check = fn(&[u8]);
 
 /// Every target by name.
 pub const TARGETS: &[(&str, Check)] = &[
+    ("answer_head", answer_head),
     ("claim_mapping", claim_mapping),
     ("client_chain", client_chain),
     ("client_hello", client_hello),
@@ -80,7 +87,9 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("llm_rename", llm_rename),
     ("llm_request", llm_request),
     ("llm_route", llm_route),
+    ("model_name", model_name),
     ("payload_body", payload_body),
+    ("payload_claims", payload_claims),
     ("payload_coding", payload_coding),
     ("payload_json", payload_json),
     ("payload_multipart", payload_multipart),
@@ -96,10 +105,12 @@ pub const TARGETS: &[(&str, Check)] = &[
     ("spiffe_bundle", spiffe_bundle),
     ("spiffe_id", spiffe_id),
     ("split_window", split_window),
+    ("token_counts", token_counts),
     ("tool_events", tool_events),
     ("tool_head", tool_head),
     ("tool_list", tool_list),
     ("tool_message", tool_message),
+    ("tool_reader", tool_reader),
     ("web_socket", web_socket),
 ];
 
