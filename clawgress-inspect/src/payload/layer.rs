@@ -371,7 +371,9 @@ impl Layer {
                 names: Names::default(),
                 is_claimed: true,
             },
-            (_, Seen::Wide) if self.place.codes == 0 && self.claims.may_be_text() => {
+            (_, Seen::Wide)
+                if self.place.codes == 0 && self.claims.may_be_text() && !self.claims.has_frames() =>
+            {
                 return Err(Unreadable::Charset);
             }
             // What may stand for a packed file need not be one.

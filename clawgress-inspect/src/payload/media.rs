@@ -136,8 +136,17 @@ impl Claims {
             (!is_ascii).then_some(Unreadable::Charset)
         });
         let subtype = media_type.split_once('/').map_or("", |(_, subtype)| subtype);
-        let lines =
-            ["x-ndjson", "ndjson", "jsonl", "x-jsonl", "x-jsonlines", "jsonlines", "json-seq", "jsonl+json"];
+        let lines = [
+            "x-ndjson",
+            "ndjson",
+            "jsonl",
+            "x-jsonl",
+            "x-jsonlines",
+            "jsonlines",
+            "json-seq",
+            "jsonl+json",
+            "stream+json",
+        ];
         let reading = match &*media_type {
             "application/x-www-form-urlencoded" => Reading::Form,
             kind if kind.starts_with("multipart/") => match only("boundary") {
@@ -216,6 +225,12 @@ impl Claims {
         let (kind, subtype) = self.media_type.split_once('/').unwrap_or_default();
         subtype.ends_with("+xml")
             || !(matches!(kind, "image" | "audio" | "video") || self.media_type == "application/octet-stream")
+    }
+
+    /// Whether it is said to be frames, each behind its length: a short one of those begins as text in UTF-32 does.
+    pub(super) fn has_frames(&self) -> bool {
+        self.media_type == "application/vnd.amazon.eventstream"
+            || self.media_type.starts_with("application/grpc")
     }
 
     /// Whether what is `seen` is not what is said.

@@ -15,6 +15,8 @@ mod client;
 #[cfg(test)]
 mod conversations;
 #[cfg(test)]
+mod delays;
+#[cfg(test)]
 mod desync;
 #[cfg(test)]
 #[path = "../../../tests/tests/corpora/desync.rs"]

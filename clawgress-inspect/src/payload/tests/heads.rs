@@ -122,3 +122,28 @@ fn documents_in_parts_of_a_form_are_members_of_a_call() {
     // Of what goes to nobody who is listed, nothing is sure.
     assert_eq!(read(&[("session", "", r#"{"a":"#)], 4096, false).map(|read| read.1), Ok(None));
 }
+
+/// Frames begin with their length, and short ones as text in UTF-32 does.
+#[test]
+fn frames_are_no_text_in_another_charset() {
+    let key = b"{\"a\":\"-----BEGIN PRIVATE KEY-----\"}";
+    for (media_type, head) in [
+        ("application/vnd.amazon.eventstream", &b"\0\0\0\x76\0\0\0\x52\x96\xd5\xfa\xde"[..]),
+        ("application/grpc", b"\0\0\0\x01\x2c"),
+        ("application/grpc+proto", b"\0\0\0\x01\x2c"),
+    ] {
+        let frame = [head, key].concat();
+        finds(media_type, "", &frame, &["private_key"]);
+        refuses("text/plain", "", &frame, Unreadable::Charset);
+        refuses("", "", &frame, Unreadable::Charset);
+    }
+}
+
+#[test]
+fn documents_a_line_are_as_many_as_there_are() {
+    let lines = b"{\"a\":1}\n{\"a\":\"-----BEGIN PRIVATE KEY-----\"}\n";
+    for media_type in ["application/x-ndjson", "application/stream+json"] {
+        finds(media_type, "", lines, &["private_key"]);
+    }
+    refuses("application/json", "", lines, Unreadable::JsonMalformed);
+}
