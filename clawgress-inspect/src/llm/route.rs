@@ -102,6 +102,8 @@ pub struct Route {
     pub stream: Option<bool>,
     /// Whose names of limits its path has, of completions.
     completions: CapNames,
+    /// Whether whoever is asked takes what requests have in OpenAI's own API.
+    takes_openais: bool,
 }
 
 /// Providers, by the hosts of their APIs: `*` stands for anything, once.
@@ -263,8 +265,15 @@ impl Route {
     /// By which names whoever is asked takes a limit.
     #[must_use]
     pub fn cap_names(&self) -> CapNames {
-        let has_newer = !self.is_named && COMPLETION_TOKENS.contains(&&*self.provider);
+        let has_newer = !self.is_named && self.takes_openais && COMPLETION_TOKENS.contains(&&*self.provider);
         if self.surface == Surface::ChatCompletions && has_newer { CapNames::Newer } else { self.completions }
+    }
+
+    /// Whether whoever is asked takes what requests have in OpenAI's own API, as far as its path tells: Azure's API of all models
+    /// refuses what it does not define.
+    #[must_use]
+    pub fn takes_openais(&self) -> bool {
+        self.takes_openais
     }
 }
 
@@ -327,9 +336,12 @@ fn route_as_written(servers: &[Server], target: &Target<'_>) -> Option<Route> {
         besides: None,
         stream: None,
         completions: CapNames::Common,
+        takes_openais: true,
     };
     let lower: Vec<String> = decoded.iter().map(|segment| segment.to_ascii_lowercase()).collect();
     let words: Vec<&str> = lower.iter().map(String::as_str).collect();
+    // Azure's API of all models, at any other path, refuses what it does not define, or drops it (its head `extra-parameters`).
+    route.takes_openais = !is_azure || words.contains(&"openai");
     if target.is_upgrade {
         // Of other WebSockets, a message names it.
         match words.last() {

@@ -346,6 +346,10 @@ fn an_encoded_slash_may_be_one() {
 fn limits_have_the_names_of_whoever_is_asked() {
     for (url, names) in [
         ("api.openai.com/v1/chat/completions", CapNames::Newer),
+        ("x.openai.azure.com/openai/deployments/d/chat/completions", CapNames::Newer),
+        ("x.services.ai.azure.com/openai/v1/chat/completions", CapNames::Newer),
+        ("x.services.ai.azure.com/models/chat/completions", CapNames::Common),
+        ("x.eastus2.models.ai.azure.com/v1/chat/completions", CapNames::Common),
         ("10.0.0.7:11434/v1/chat/completions", CapNames::Common),
         ("api.deepseek.com/chat/completions", CapNames::Common),
         ("api.openai.com/v1/completions", CapNames::Common),

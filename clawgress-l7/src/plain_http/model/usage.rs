@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use clawgress_inspect::llm::change::asking_usage;
-use clawgress_inspect::llm::{Call, Surface};
+use clawgress_inspect::llm::{Call, Route, Surface};
 use pingora_http::RequestHeader;
 
 use super::super::rewrite::{instead, is_signed};
@@ -42,19 +42,22 @@ pub struct Asking {
     is_done: bool,
 }
 
+/// Whether whoever is asked tells usage where a stream's request asks for it, and refuses none that does.
+fn is_askable(calls: &Calls, route: &Route) -> bool {
+    let is_known = || {
+        let is_named = calls.servers.iter().any(|server| server.name == route.provider);
+        is_named || ASKABLE.contains(&&*route.provider) && route.takes_openais()
+    };
+    matches!(route.surface, Surface::ChatCompletions | Surface::Completions) && is_known()
+}
+
 // === impl Asking ===
 
 impl Asking {
     /// Whether usage may be asked for: of whom takes that.
     #[must_use]
     pub fn may_be(calls: &Calls, calling: &Calling) -> bool {
-        let Some(route) = &calling.route else { return false };
-        let is_askable = || {
-            let is_named = calls.servers.iter().any(|server| server.name == route.provider);
-            is_named || ASKABLE.contains(&&*route.provider)
-        };
-        let is_open = matches!(route.surface, Surface::ChatCompletions | Surface::Completions);
-        calls.asks_usage && is_open && is_askable()
+        calling.route.as_ref().is_some_and(|route| calls.asks_usage && is_askable(calls, route))
     }
 
     /// Whether it is to be: in a stream that would tell none, whose request, which is this `body`, may be changed.
@@ -131,5 +134,31 @@ impl Asking {
         all.extend_from_slice(ASKING);
         all.extend_from_slice(bytes.get(at + 1..).unwrap_or_default());
         (*piece, self.is_asked) = (Some(Bytes::from(all)), true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clawgress_api::config::{Content, Llm};
+    use clawgress_inspect::llm::{Target, route};
+
+    use super::*;
+
+    #[test]
+    fn only_who_takes_it_is_asked_for_usage() {
+        let calls = Calls::new(&Llm::default(), &Content::default()).expect("calls");
+        for (host, path, is_asked) in [
+            ("api.openai.com", "/v1/chat/completions", true),
+            ("api.openai.com", "/v1/responses", false),
+            ("a.openai.azure.com", "/openai/deployments/d/chat/completions", true),
+            ("a.services.ai.azure.com", "/openai/v1/chat/completions", true),
+            // Refuses what it does not define.
+            ("a.services.ai.azure.com", "/models/chat/completions", false),
+            ("api.mistral.ai", "/v1/chat/completions", false),
+        ] {
+            let target = Target { host, port: 443, path, query: "", is_upgrade: false, has_body: true };
+            let route = route(&[], &target).expect(host);
+            assert_eq!(is_askable(&calls, &route), is_asked, "{host}{path}");
+        }
     }
 }
