@@ -3,8 +3,8 @@ Anthropic's messages, by themselves and as Bedrock's invoke has them, Gemini, Co
 and its chat, which Mistral's is; OpenAI's embeddings by a vector of 11 tokens each time. What caches had and got, and what was
 thought, each tells in its own way: within these numbers, or besides.
 
-A prompt with `tool` in it is answered by a call of the tool `look_up`, in the chats of OpenAI and Cohere and Anthropic's messages
-one with `two tools` by two, the second of which looks up another thing; one with `fail`, `busy` or `broken`, by an error of 400, 429 or 500; one
+A prompt with `tool` in it is answered by a call of the tool `look_up`, in the chats of OpenAI and Cohere, Anthropic's messages and
+Bedrock's converse one with `two tools` by two, the second of which looks up another thing; one with `fail`, `busy` or `broken`, by an error of 400, 429 or 500; one
 with `slow` stops after its first text, until the client leaves."""
 
 import base64
@@ -116,24 +116,25 @@ def cohere(calls: list[dict], stream: bool):
     return [sse(event, event["type"]) for event in events]
 
 
-def converse(tool: bool, stream: bool):
+def converse(calls: list[dict], stream: bool):
     # As Anthropic's.
     usage = {"inputTokens": 11, "outputTokens": 7, "totalTokens": 24, "cacheReadInputTokens": 4, "cacheWriteInputTokens": 2}
-    use = {"toolUseId": "t1", "name": "look_up"}
-    content = [{"toolUse": use | {"input": ARGUMENTS}}] if tool else [{"text": "".join(TEXT)}]
-    stop = "tool_use" if tool else "end_turn"
+    uses = [{"toolUseId": f"t{n}", "name": "look_up"} for n in range(len(calls))]
+    content = [{"toolUse": use | {"input": call}} for use, call in zip(uses, calls)] or [{"text": "".join(TEXT)}]
+    stop = "tool_use" if calls else "end_turn"
     if not stream:
         message = {"role": "assistant", "content": content}
         return {"output": {"message": message}, "stopReason": stop, "usage": usage, "metrics": {"latencyMs": 1}}
     events = [("messageStart", {"role": "assistant"})]
-    if tool:
-        events += [("contentBlockStart", {"contentBlockIndex": 0, "start": {"toolUse": use}})]
-        deltas = [{"toolUse": {"input": json.dumps(ARGUMENTS)}}]
-    else:
-        deltas = [{"text": text} for text in TEXT]
-    events += [("contentBlockDelta", {"contentBlockIndex": 0, "delta": delta}) for delta in deltas]
-    events += [("contentBlockStop", {"contentBlockIndex": 0}), ("messageStop", {"stopReason": stop})]
-    events += [("metadata", {"usage": usage, "metrics": {"latencyMs": 1}})]
+    for n in range(len(content)):
+        if calls:
+            events += [("contentBlockStart", {"contentBlockIndex": n, "start": {"toolUse": uses[n]}})]
+            deltas = [{"toolUse": {"input": part}} for part in parts(calls[n])]
+        else:
+            deltas = [{"text": text} for text in TEXT]
+        events += [("contentBlockDelta", {"contentBlockIndex": n, "delta": delta}) for delta in deltas]
+        events += [("contentBlockStop", {"contentBlockIndex": n})]
+    events += [("messageStop", {"stopReason": stop}), ("metadata", {"usage": usage, "metrics": {"latencyMs": 1}})]
     return [frame(event, payload) for event, payload in events]
 
 
@@ -257,7 +258,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path.endswith("/chat") and "/v2" in path:
             answer = cohere(calls, stream)
         elif "/converse" in path:
-            answer = converse(tool, stream)
+            answer = converse(calls, stream)
         elif "enerateContent" in path:
             answer = gemini(tool, stream)
         elif path.endswith("/responses"):

@@ -226,12 +226,28 @@ def bedrock_client():
     return client
 
 
-def bedrock() -> None:
-    client = bedrock_client()
+def conversed(text: str, model: str = "mock-1") -> dict:
     spec = {"toolSpec": {"name": "look_up", "inputSchema": {"json": LOOK_UP}}}
-    def asked(text: str, model: str = "mock-1") -> dict:
-        more = {"toolConfig": {"tools": [spec]}} if text == TOOL else {}
-        return {"modelId": model, "messages": [{"role": "user", "content": [{"text": text}]}]} | more
+    more = {"toolConfig": {"tools": [spec]}} if text in (TOOL, TWO) else {}
+    return {"modelId": model, "messages": [{"role": "user", "content": [{"text": text}]}]} | more
+
+
+def bedrock_calls() -> None:
+    client = bedrock_client()
+    def ask(text: str):
+        for event in client.converse_stream(**conversed(text))["stream"]:
+            start, block = event.get("contentBlockStart"), event.get("contentBlockDelta")
+            if start:
+                yield "name", start["contentBlockIndex"], start["start"]["toolUse"]["name"]
+            if block:
+                n, delta = block["contentBlockIndex"], block["delta"]
+                yield ("text", n, delta["text"]) if "text" in delta else ("arguments", n, delta["toolUse"]["input"])
+    streamed(ask)
+    tried("whole", lambda: client.converse(**conversed(TWO)))
+
+
+def bedrock() -> None:
+    client, asked = bedrock_client(), conversed
     def usage(of: dict) -> tuple:
         return (of["inputTokens"], of["outputTokens"])
     whole = client.converse(**asked(ASK))
@@ -463,6 +479,7 @@ def embeddings() -> None:
     "langchain-openai": langchain,
     "openai calls": chat_calls,
     "anthropic calls": anthropic_calls,
+    "boto3 calls": bedrock_calls,
     "boto3-invoke calls": bedrock_invoke_calls,
     "cohere calls": cohere_calls,
     "mistralai calls": mistral_calls,

@@ -237,6 +237,7 @@ fn sdks_see_no_streamed_call_that_is_denied() {
         // Cohere's streams have no errors, and its SDK skips what it does not know.
         ("cohere calls", "", json!([permitted]), "cut"),
         // Nor have Amazon's one for this.
+        ("boto3 calls", "", json!([permitted]), "cut"),
         ("boto3-invoke calls", "", json!([permitted]), "cut"),
         ("mistralai calls", "", json!([]), "denied"),
         ("litellm calls", "/v1", json!([]), "denied"),
@@ -254,7 +255,9 @@ fn sdks_see_no_streamed_call_that_is_denied() {
         ];
         assert_eq!(lines, wanted, "{sdk}: {output:?}");
     }
-    for (surface, sdks) in [("messages", 1), ("invoke", 1), ("cohere_chat", 1), ("chat_completions", 4)] {
+    for (surface, sdks) in
+        [("messages", 1), ("converse", 1), ("invoke", 1), ("cohere_chat", 1), ("chat_completions", 4)]
+    {
         // What is denied at its very begin, before anything went out, has a status that says so.
         let all = outcomes(&site, surface, &[200, 403], 4 * sdks);
         let (denied, whole): (Vec<_>, Vec<_>) = all.into_iter().partition(|r| r.reason.is_some());
