@@ -185,6 +185,25 @@ mod tests {
         assert!(count(&blanks).is_some_and(|tokens| tokens < 1 << 18));
     }
 
+    /// What counts a run of letters goes back to no place of it twice, and looks no further from one than the longest token is (`bpe`,
+    /// `BacktrackEncoder`): how many steps a byte takes at most is in the vocabularies.
+    #[test]
+    fn a_byte_takes_no_more_steps_than_a_token_has_bytes() {
+        for tokenizer in [bpe_openai::o200k_base(), bpe_openai::cl100k_base()] {
+            let tokens = u32::try_from(tokenizer.bpe.num_tokens()).expect("few");
+            let longest = (0..tokens).map(|token| tokenizer.bpe.token_len(token)).max();
+            assert!(longest.is_some_and(|bytes| bytes <= 128), "{longest:?}");
+            // Runs without end are one piece each, and no byte of one is in another.
+            for (one, pieces) in
+                [("a", 1), (" ", 1), ("=", 1), ("A", 1), ("\u{3042}", 1), ("7", 3000), ("\n", 1)]
+            {
+                let text = one.repeat(9000);
+                let cut: Vec<&str> = tokenizer.split(&text).collect();
+                assert_eq!((cut.len(), cut.concat()), (pieces, text), "{one:?}");
+            }
+        }
+    }
+
     #[test]
     fn what_finds_no_room_is_unknown_and_counted() {
         // Nobody works.

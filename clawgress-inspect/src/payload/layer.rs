@@ -502,7 +502,10 @@ fn of_part(
     match event {
         PartEvent::Begin(head) => {
             tally.has_fields(1)?;
-            *part = Some(Box::new(Layer::new(Claims::of_part(head), place)));
+            let claims = Claims::of_part(head);
+            // Before what else is wrong with it, in whatever pieces that comes.
+            claims.refusal.map_or(Ok(()), Err)?;
+            *part = Some(Box::new(Layer::new(claims, place)));
             Ok(())
         }
         PartEvent::Piece(bytes) => part.as_mut().map_or(Ok(()), |part| part.push(bytes, tally)),
