@@ -114,7 +114,8 @@ pub fn request_head(data: &[u8]) {
     assert_eq!(carries, look());
     assert!(carries.pieces.len() <= 64 && host.ends_with(head.destination()));
     if query.is_empty() && path.len() < 20 && host.len() < 20 && value.len() < 20 {
-        assert!(carries.findings.is_empty(), "{carries:?}");
+        // Numbers that mean somebody are as short.
+        assert!(!carries.findings.iter().any(|found| found.ends_with("_data")), "{carries:?}");
     }
 }
 
