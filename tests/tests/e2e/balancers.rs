@@ -19,8 +19,9 @@ const CLIENTS: [&str; 2] = ["10.70.0.11", "fd70::11"];
 /// Whom the gateway believes: a key of the table `[proxy]`.
 pub const BELIEVED: &str = "balancers = [\"10.70.0.30/32\", \"fd70::30/128\"]\n";
 
+/// Longer than anything of the gateway's: it is never HAProxy that ends a connection.
 const DEFAULTS: &str =
-    "defaults\n mode tcp\n timeout connect 5s\n timeout client 30s\n timeout server 30s\n timeout check 2s\n";
+    "defaults\n mode tcp\n timeout connect 5s\n timeout client 10m\n timeout server 10m\n timeout check 2s\n";
 
 /// HAProxy in a host of the lab, with these proxies, once it listens at an address as `bash` has them.
 pub fn haproxy(lab: &Lab, host: Host, proxies: &str, listens: &str) -> Daemon {

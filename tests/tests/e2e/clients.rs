@@ -471,15 +471,34 @@ fn javas_client_goes_where_there_is_java() {
         return finish(reading.site);
     }
     each(&reading, |way| {
-        // Its store is another, and the trust kit has made one: of what is not read it knows nothing.
+        // Its store is another, and the trust kit has made one: of what is not read it knows nothing, and gets one of its own.
+        let store = format!("{}/store.p12", way.scratch("java"));
         if !way.is_read() {
-            return;
+            let ca = reading.site.gateway.lab.ca().display().to_string();
+            let words = [
+                "keytool",
+                "-importcert",
+                "-noprompt",
+                "-alias",
+                "lab",
+                "-storepass",
+                "changeit",
+                "-file",
+                &ca,
+            ];
+            let made = [&words[..], &["-keystore", &store]].concat();
+            reading.site.gateway.lab.run(way.host, &made).unwrap().check().unwrap();
         }
+        let trust = format!("-Djavax.net.ssl.trustStore={store}");
         let source = Path::new(&way.scratch("java")).join("Client.java");
         fs::write(&source, JAVA).unwrap();
         let (source, base) = (source.display().to_string(), format!("https://{}", way.server));
         // Java takes no password over a tunnel unless it is told so.
-        let mut args = vec!["java", "-Djdk.http.auth.tunneling.disabledSchemes=", &source, &base];
+        let mut args = vec!["java", "-Djdk.http.auth.tunneling.disabledSchemes="];
+        if !way.is_read() {
+            args.extend([&*trust, "-Djavax.net.ssl.trustStorePassword=changeit"]);
+        }
+        args.extend([&*source, &base]);
         args.extend(way.proxy.as_deref());
         let output = way.run(&[], &args);
         // The lab's server speaks HTTP/1.1: who comes first, while that is not known yet, is offered both.
