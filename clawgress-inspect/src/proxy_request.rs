@@ -14,11 +14,13 @@ const PORT_DIGITS_MAX: usize = 5;
 pub enum Target<'a> {
     /// `/path?query`, to a server.
     Origin(&'a str),
-    /// `http://host[:port]/path?query`, to a proxy.
+    /// `http://host[:port]/path?query`, to a proxy; to a server also `https://`.
     Absolute {
+        /// Whether the scheme is `https`.
+        is_tls: bool,
         /// Host as written.
         host: &'a str,
-        /// Port as written; absent means 80.
+        /// Port as written; absent means 80, or 443.
         port: Option<u16>,
         /// Path and query; empty means `/`.
         path: &'a str,
@@ -44,7 +46,7 @@ pub enum TargetError {
     #[error("the request target carries credentials")]
     UserInfo,
     /// Another scheme.
-    #[error("only http:// targets can be proxied; use CONNECT for https://")]
+    #[error("only http:// and https:// targets are known")]
     Scheme,
     /// No host, or an overlong one.
     #[error("the request target has no valid host")]
@@ -86,13 +88,14 @@ pub fn parse<'a>(method: &str, target: &'a [u8]) -> Result<Target<'a>, TargetErr
         return if method == "OPTIONS" { Ok(Target::Asterisk) } else { Err(TargetError::Form) };
     }
     let (scheme, rest) = text.split_once("://").ok_or(TargetError::Form)?;
-    if !scheme.eq_ignore_ascii_case("http") {
+    let is_tls = scheme.eq_ignore_ascii_case("https");
+    if !is_tls && !scheme.eq_ignore_ascii_case("http") {
         return Err(TargetError::Scheme);
     }
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (host_port, path) = rest.split_at_checked(end).ok_or(TargetError::Form)?;
     let (host, port) = authority(host_port)?;
-    Ok(Target::Absolute { host, port, path })
+    Ok(Target::Absolute { is_tls, host, port, path })
 }
 
 /// Whether a path leads nowhere else for who decodes or resolves it (RFC 3986 sections 6.2.2.2 and 6.2.2.3). What may stand in it
@@ -254,12 +257,16 @@ mod tests {
         check("OPTIONS", "*", Ok(Target::Asterisk));
         check("GET", "*", Err(TargetError::Form));
         check("GET", "a.test:80", Err(TargetError::Form));
-        let absolute = |host, port, path| Ok(Target::Absolute { host, port, path });
+        let absolute = |host, port, path| Ok(Target::Absolute { is_tls: false, host, port, path });
         check("GET", "http://a.test/p?q", absolute("a.test", None, "/p?q"));
         check("GET", "HTTP://a.test:8080", absolute("a.test", Some(8080), ""));
         check("GET", "http://a.test?q", absolute("a.test", None, "?q"));
         check("GET", "http://[::1]:80/", absolute("[::1]", Some(80), "/"));
-        check("GET", "https://a.test/", Err(TargetError::Scheme));
+        let secure = |host, port, path| Ok(Target::Absolute { is_tls: true, host, port, path });
+        check("GET", "HTTPS://a.test/p", secure("a.test", None, "/p"));
+        check("OPTIONS", "https://a.test:8443", secure("a.test", Some(8443), ""));
+        check("GET", "ftp://a.test/", Err(TargetError::Scheme));
+        check("GET", "wss://a.test/", Err(TargetError::Scheme));
         check("GET", "http://allowed@evil/", Err(TargetError::UserInfo));
         check("GET", "http:///x", Err(TargetError::Host));
         check("GET", "http://a.test\\@evil/", Err(TargetError::Bytes));

@@ -63,7 +63,9 @@ impl Upstream {
             Some(rest) => (Scheme::Https, format!("http://{rest}"), HTTPS_PORT),
             None => (Scheme::Http, text.to_owned(), HTTP_PORT),
         };
-        let Ok(Target::Absolute { host, port, path }) = proxy_request::parse("GET", plain.as_bytes()) else {
+        let Ok(Target::Absolute { is_tls: false, host, port, path }) =
+            proxy_request::parse("GET", plain.as_bytes())
+        else {
             bail!("it is not `https://HOST[:PORT][/PATH]`");
         };
         let host = Host::parse(host).context("its host is not a name or an address")?;

@@ -255,12 +255,16 @@ fn destination(head: &Head<'_>, place: &Place) -> Result<Destination, DropReason
     let target = proxy_request::parse(head.method, head.target).map_err(malformed)?;
     let mut upstream = None;
     let (host, port, target) = match (target, place) {
-        (Target::Absolute { host, port, path }, place) if !matches!(place, Place::Read(_)) => {
+        // To a server too (RFC 9112 section 3.2.2), by the scheme that it is spoken to by: a proxy does not begin TLS for its client.
+        (Target::Absolute { is_tls, host, port, path }, place)
+            if is_tls == matches!(place, Place::Read(_)) =>
+        {
             let host = Host::parse(host).map_err(|_| DropReason::HostInvalid)?;
-            let port = port.unwrap_or(PORT);
+            let usual = if is_tls { TLS_PORT } else { PORT };
+            let port = port.unwrap_or(usual);
             // RFC 9112 section 3.2.2 lets a proxy ignore Host here; a client that sends two hosts is
             // up to something.
-            if host != field_host || field_port.unwrap_or(PORT) != port {
+            if host != field_host || field_port.unwrap_or(usual) != port {
                 return Err(DropReason::HttpMalformed);
             }
             let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
@@ -450,6 +454,9 @@ mod tests {
         ] {
             refused(raw, &explicit(), DropReason::HttpMalformed);
         }
+        refused("GET https://a.test:80/ HTTP/1.1\nHost: a.test:80", &STEERED, DropReason::HttpMalformed);
+        refused("OPTIONS * HTTP/1.1\nHost: a.test", &STEERED, DropReason::HttpMalformed);
+        check("GET HTTP://A.test HTTP/1.1\nHost: a.test", &STEERED, "GET / HTTP/1.1\nHost: a.test\n\n");
         refused("GET /p HTTP/1.1\nHost: a.test", &explicit(), DropReason::EndpointUnknown);
         refused("GET / HTTP/1.1\nHost: a.test:8080", &STEERED, DropReason::HttpMalformed);
         refused("GET / HTTP/1.1\nHost:", &STEERED, DropReason::HttpMalformed);

@@ -133,6 +133,25 @@ fn is_tls(record: &AuditRecord) -> bool {
     record.action.as_deref() == Some("tls")
 }
 
+/// As a target in absolute form has it, which every server has to take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_inside_is_of_the_host_that_was_shown_and_of_its_scheme() {
+    let site = Site::start(POLICY, "").await;
+    for (target, host, want) in [
+        ("https://api.allowed.test:PORT/", "api.allowed.test:PORT", (421, "sni_mismatch")),
+        ("https://read.allowed.test/", "read.allowed.test", (421, "sni_mismatch")),
+        ("https://read.allowed.test:PORT/", "api.allowed.test:PORT", (400, "http_malformed")),
+        ("http://read.allowed.test:PORT/", "read.allowed.test:PORT", (400, "http_malformed")),
+    ] {
+        let mut client = site.inside().await;
+        let raw = format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        client.send(raw.replace("PORT", &site.port().to_string())).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.reason()), want, "{target}");
+    }
+    assert!(site.upstream.requests().is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_request_inside_is_judged_and_recorded() {
     let site = Site::start(POLICY, "").await;
@@ -149,6 +168,14 @@ async fn each_request_inside_is_judged_and_recorded() {
     assert_eq!(denied.field("proxy-authenticate"), None);
     client.send(format!("GET / HTTP/1.1\r\nHost: {}\r\nX-Forwarded-For: 1.1.1.1\r\nProxy-Authorization: Basic eDp5\r\n\r\n", site.host())).await;
     assert_eq!(client.answer().await.status, 200, "the connection lives on");
+    // As to a proxy, which every server has to take (RFC 9112 section 3.2.2).
+    client.send(format!("GET https://{0}/whole?q HTTP/1.1\r\nHost: {0}\r\n\r\n", site.host())).await;
+    assert_eq!(client.answer().await.status, 200);
+    assert!(
+        site.upstream.requests().last().is_some_and(|head| head.starts_with("GET /whole?q HTTP/1.1\r\n"))
+    );
+    client.send(format!("GET https://{0}/denied HTTP/1.1\r\nHost: {0}\r\n\r\n", site.host())).await;
+    assert_eq!(client.answer().await.reason(), "policy_denied");
     // What it was shown a certificate for is all it may ask for.
     client.send(format!("GET / HTTP/1.1\r\nHost: api.allowed.test:{}\r\n\r\n", site.port())).await;
     let other = client.answer().await;
@@ -156,7 +183,7 @@ async fn each_request_inside_is_judged_and_recorded() {
     drop(client);
 
     let seen = site.upstream.requests();
-    assert_eq!(seen.len(), 3, "{seen:?}");
+    assert_eq!(seen.len(), 4, "{seen:?}");
     assert!(seen.iter().all(|head| head.to_lowercase().contains(&format!("host: {}\r\n", site.host()))));
     assert!(!seen.concat().to_lowercase().contains("x-forwarded-for"));
     assert!(!seen.concat().to_lowercase().contains("proxy-authorization"));
