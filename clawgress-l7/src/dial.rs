@@ -30,14 +30,20 @@ use crate::limit;
 use crate::route::{Leg, Way};
 use crate::tunnel::Upstream;
 
+mod kept;
 mod opening;
 
+pub use kept::{Kept, Taken};
 pub use opening::Opening;
 
-/// The table in which sockets are registered, as the datapath role handed it over last; none where it
-/// wants none.
+/// What is dialled by.
 #[derive(Debug, Default)]
-pub struct Dials(ArcSwapOption<DialTable>);
+pub struct Dials {
+    /// The table in which sockets are registered, as the datapath role handed it over last; none where it wants none.
+    table: ArcSwapOption<DialTable>,
+    /// Of Pingora's connections.
+    pub kept: Kept,
+}
 
 /// For whom something is dialled.
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +77,8 @@ pub struct Connector {
     pub to: (Host, u16),
     /// The request that it is for alone, where that opens a WebSocket.
     pub opening: Option<Arc<Opening>>,
+    /// Its place among its agent's.
+    pub taken: Arc<Taken>,
 }
 
 // === impl Dials ===
@@ -78,7 +86,7 @@ pub struct Connector {
 impl Dials {
     /// Registers in `table` from now on.
     pub fn replace(&self, table: Option<DialTable>) {
-        self.0.store(table.map(Arc::new));
+        self.table.store(table.map(Arc::new));
     }
 
     /// Connects a judged way for an agent, to its end.
@@ -108,7 +116,7 @@ impl Dials {
             nix::sys::socket::setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
             socket.bind(&source.into())?;
         }
-        let table = self.0.load_full();
+        let table = self.table.load_full();
         let registered = match &table {
             Some(table) => {
                 let cookie = socket_cookie(&socket)?;
@@ -141,11 +149,13 @@ impl l4::Connect for Connector {
     async fn connect(&self, _address: &PeerAddress) -> pingora_error::Result<Stream> {
         let (host, port) = (&self.to.0, self.to.1);
         let connected = attempt(&self.dials, self.behalf, self.way.clone(), (host, port)).await;
-        match (connected, &self.opening) {
+        let mut stream = match (connected, &self.opening) {
             (Ok((leg, _)), None) => leg.into_stream().or_err(ErrorType::ConnectError, "no descriptors"),
             (Ok((leg, _)), Some(opening)) => opening.over(leg).or_err(ErrorType::ConnectError, "not there"),
             (Err(way), _) => Error::e_explain(ErrorType::Custom(way.failure().name()), "not connected"),
-        }
+        }?;
+        self.taken.hold(&mut stream);
+        Ok(stream)
     }
 }
 

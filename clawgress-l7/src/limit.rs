@@ -77,8 +77,11 @@ pub const DIAL_STAGGER: Duration = Duration::from_millis(250);
 pub const UPSTREAM_WRITE: Duration = Duration::from_secs(60);
 /// Idle time of a pooled upstream connection: below the 60 s at which common servers close.
 pub const UPSTREAM_IDLE: Duration = Duration::from_secs(30);
-/// Pooled upstream connections for each thread that serves, all agents together.
-pub const UPSTREAM_POOL: usize = 512;
+/// Pooled upstream connections of a process, all agents together; as many of HTTP/2.
+pub const UPSTREAM_POOL: usize = 4096;
+/// Upstream connections, used or pooled, from which on those of an agent are not pooled: eight agents have to work together to push
+/// out what others need.
+pub const UPSTREAM_SHARE: usize = UPSTREAM_POOL / 8;
 
 /// Streams of a client's connection of HTTP/2 at once: what RFC 9113 (6.5.2) calls the least that is useful.
 pub const STREAMS_MAX: u32 = 100;
@@ -299,6 +302,8 @@ pub const ACCEPT_BEAT: Duration = Duration::from_millis(500);
 pub const OWN_ADDRESSES: Duration = Duration::from_secs(10);
 /// How long they are not read again after they were: of a host whose interfaces come and go, all are read each time.
 pub const OWN_ADDRESSES_PAUSE: Duration = Duration::from_millis(20);
+/// Addresses remembered of which the kernel was asked whether they are the machine's: those that are reached, several times over.
+pub const OWN_KNOWN_MAX: usize = 16 * 1024;
 /// Announcements that are taken together at most; those behind them are for the next look.
 pub const OWN_ADDRESSES_ANNOUNCED: usize = 256;
 

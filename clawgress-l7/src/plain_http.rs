@@ -105,9 +105,11 @@ pub struct App {
 #[must_use]
 pub fn proxy(gateway: &Arc<Gateway>, threads: Option<usize>) -> Arc<Proxy> {
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.unwrap_or_else(cores).max(1);
     let conf = ServerConf {
-        threads: threads.unwrap_or_else(cores).max(1),
-        upstream_keepalive_pool_size: limit::UPSTREAM_POOL,
+        threads,
+        // Pingora keeps so many for each thread.
+        upstream_keepalive_pool_size: limit::UPSTREAM_POOL.div_ceil(threads),
         // One try an address, and one more for a pooled connection that died.
         max_retries: limit::DIALS_MAX + 1,
         ..ServerConf::default()
@@ -283,12 +285,14 @@ impl ProxyHttp for App {
     async fn connected_to_upstream(
         &self,
         _session: &mut Session,
-        _reused: bool,
+        is_reused: bool,
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
         _digest: Option<&pingora_core::protocols::Digest>,
         context: &mut Box<Context>,
     ) -> Result<()> {
+        // One that was kept has a place of its own.
+        context.taken.take().filter(|_| is_reused).iter().for_each(|taken| taken.give_back());
         // INVARIANT: the decision is queued before the first byte goes on.
         let (Some(exchange), Some(granted)) = (&mut context.exchange, &context.granted) else {
             return Error::e_explain(ErrorType::InternalError, "a request that nobody granted");

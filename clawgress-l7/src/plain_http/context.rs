@@ -16,7 +16,7 @@ use super::tool::Listing;
 use super::{Front, Granted, content, model};
 use crate::counter::Counting;
 use crate::decide::Ruling;
-use crate::dial::Opening;
+use crate::dial::{Opening, Taken};
 use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 
@@ -43,6 +43,8 @@ pub struct Context {
     pub(super) listing: Option<Box<Listing>>,
     /// The request that opens a WebSocket, as its connection knows it.
     pub(super) opening: Option<Arc<Opening>>,
+    /// The place of its connection to a server, while it is not known whether there is one already.
+    pub(super) taken: Option<Arc<Taken>>,
     /// The messages of a WebSocket that is read.
     pub(super) conversation: Option<Box<Conversation>>,
     /// Interim answers of the upstream's.

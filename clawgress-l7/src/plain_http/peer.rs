@@ -47,7 +47,8 @@ pub fn of(gateway: &Arc<Gateway>, keys: &RandomState, context: &mut Context) -> 
     options.total_connection_timeout = Some(way.patience() + limit::DIAL_TLS);
     options.read_timeout = Some(gateway.answer_silence);
     options.write_timeout = Some(limit::UPSTREAM_WRITE);
-    options.idle_timeout = Some(limit::UPSTREAM_IDLE);
+    let (taken, is_kept) = gateway.dials.kept.take(agent);
+    options.idle_timeout = Some(if is_kept { limit::UPSTREAM_IDLE } else { Duration::ZERO });
     options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
     context.opening = None;
     if granted.opens_web_socket() {
@@ -62,6 +63,7 @@ pub fn of(gateway: &Arc<Gateway>, keys: &RandomState, context: &mut Context) -> 
     }
     let (dials, behalf) = (Arc::clone(&gateway.dials), dial::Behalf { agent, steered_to });
     let (to, opening) = (granted.to(), context.opening.clone());
-    options.custom_l4 = Some(Arc::new(dial::Connector { dials, behalf, way, to, opening }));
+    context.taken = Some(Arc::clone(&taken));
+    options.custom_l4 = Some(Arc::new(dial::Connector { dials, behalf, way, to, opening, taken }));
     Ok(Box::new(peer))
 }

@@ -54,6 +54,8 @@ mod intercept;
 #[cfg(test)]
 mod interims;
 #[cfg(test)]
+mod kept;
+#[cfg(test)]
 mod large;
 #[cfg(test)]
 mod leaves;
