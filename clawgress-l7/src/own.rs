@@ -1,4 +1,4 @@
-//! The machine's own addresses, which agents never reach through the gateway, and the gateway's own
+//! The machine's own addresses, by whatever they are its own, which agents never reach through the gateway, and the gateway's own
 //! listeners: that would be a loop. Loopback is open where a policy names it: a model's server on the
 //! same machine is found there.
 
@@ -6,6 +6,8 @@ use std::collections::HashSet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
+use std::sync::LazyLock;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use nix::ifaddrs::getifaddrs;
@@ -14,11 +16,19 @@ use nix::sys::socket::{AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockT
 use tokio::net::UnixDatagram;
 
 use crate::limit;
+use crate::told::Told;
+
+mod routes;
+
+use self::routes::Routes;
+
+static UNKNOWN_TOLD: LazyLock<Told> = LazyLock::new(Told::default);
 
 /// What is ours.
 #[derive(Debug, Default)]
 pub struct Own {
     addresses: ArcSwap<HashSet<IpAddr>>,
+    routes: Routes,
     ports: ArcSwap<HashSet<u16>>,
 }
 
@@ -29,7 +39,18 @@ impl Own {
     #[must_use]
     pub fn is(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
-        !ip.is_loopback() && (ip.is_unspecified() || self.addresses.load().contains(&ip))
+        !ip.is_loopback()
+            && (ip.is_unspecified() || self.addresses.load().contains(&ip) || self.is_routed_here(ip))
+    }
+
+    /// Whether the kernel leads it back here. Where that can't be asked, addresses of interfaces are known all the same.
+    fn is_routed_here(&self, ip: IpAddr) -> bool {
+        self.routes.are_local(ip).unwrap_or_else(|error| {
+            if let Some(untold) = UNKNOWN_TOLD.turn(0, Instant::now()) {
+                tracing::error!(%error, untold, "the kernel can't be asked which addresses are the machine's");
+            }
+            false
+        })
     }
 
     /// Whether a connection to `ip` and `port` would come back to one of the gateway's listeners.
@@ -45,6 +66,7 @@ impl Own {
 
     /// Reads the machine's addresses. On error the former ones stay.
     pub fn refresh(&self) {
+        self.routes.forget();
         match getifaddrs() {
             Ok(interfaces) => {
                 let ip = |a: nix::sys::socket::SockaddrStorage| {
@@ -76,9 +98,16 @@ impl Own {
     }
 }
 
-/// A listener to what rtnetlink(7) announces of addresses.
+/// A listener to what rtnetlink(7) announces of addresses, and of what else may lead here.
 fn listen() -> io::Result<UnixDatagram> {
-    let groups = [libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV6_IFADDR];
+    let groups = [
+        libc::RTNLGRP_IPV4_IFADDR,
+        libc::RTNLGRP_IPV6_IFADDR,
+        libc::RTNLGRP_IPV4_ROUTE,
+        libc::RTNLGRP_IPV6_ROUTE,
+        libc::RTNLGRP_IPV4_RULE,
+        libc::RTNLGRP_IPV6_RULE,
+    ];
     let groups = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;

@@ -137,6 +137,21 @@ fn denials_by_name_path_and_team() {
     assert_eq!(plain("http://six.allowed.test/ours"), 403);
     own("del");
     assert_eq!(plain("http://six.allowed.test/theirs"), 200);
+    // Or leads to itself, without having it on an interface: by a prefix on `lo`, and by a route.
+    let here = |verb| {
+        let route = format!("{}/128", addresses(API)[1]);
+        for words in [
+            ["ip", "addr", verb, "203.0.113.9/29", "dev", "lo"].as_slice(),
+            &["ip", "route", verb, "local", &route, "dev", "lo"],
+        ] {
+            site.gateway.lab.run(Host::Gateway, words).unwrap().check().unwrap();
+        }
+    };
+    here("add");
+    assert_eq!(plain("http://api.allowed.test/ours"), 403);
+    here("del");
+    assert_eq!(plain("http://api.allowed.test/theirs"), 200);
+    record(&site, "it leads there", |r| to_host(r, API) && denied(r, "gateway_address"));
     record(&site, "its own", |r| to_host(r, V6_ONLY) && denied(r, "gateway_address"));
     record(&site, "the name", |r| to_host(r, SECRET) && denied(r, "policy_denied"));
     for port in [22, 25, 6379] {
