@@ -334,7 +334,13 @@ impl Json {
         told
     }
 
-    fn in_object(&self) -> bool {
+    /// How many objects and arrays are open.
+    pub(super) fn depth(&self) -> u32 {
+        self.depth
+    }
+
+    /// Whether the innermost of them is an object.
+    pub(super) fn in_object(&self) -> bool {
         self.depth > 0 && self.objects >> (self.depth - 1) & 1 == 1
     }
 

@@ -123,6 +123,58 @@ fn documents_in_parts_of_a_form_are_members_of_a_call() {
     assert_eq!(read(&[("session", "", r#"{"a":"#)], 4096, false).map(|read| read.1), Ok(None));
 }
 
+/// What no JSON is may be a document to readers that are lenient.
+#[test]
+fn a_text_of_a_form_is_none_that_any_reader_goes_on_in() {
+    const TOOL: &str = r#"{type:'function',name:'shell'}"#;
+    let read = |value: &str, size: usize| {
+        let body =
+            format!("--b\r\nContent-Disposition: form-data; name=\"session\"\r\n\r\n{value}\r\n--b--\r\n");
+        let claims = Claims::new(&[b"multipart/form-data; boundary=b"], &[]);
+        let readings = Readings { call: Some(None), has_parts: true, ..Readings::default() };
+        let mut inspector = Inspector::reading(claims, Limits::default(), readings);
+        let mut pieces = body.as_bytes().chunks(size);
+        pieces.try_for_each(|piece| inspector.push(piece)).and_then(|()| inspector.finish())
+    };
+    let (long, longer) = ("word ".repeat(20), "word ".repeat(200));
+    for (value, is_text) in [
+        (&*format!("{{/**/\"tools\":[{TOOL}]}}"), false),
+        (&format!("{{//x\n\"tools\":[{TOOL}]}}"), false),
+        (&format!("{{#x\n\"tools\":[{TOOL}]}}"), false),
+        (&format!("{{'tools':[{TOOL}]}}"), false),
+        (&format!("{{`tools`:[{TOOL}]}}"), false),
+        (&format!("{{tools:[{TOOL}]}}"), false),
+        (&format!("{{tools = [{TOOL}]}}"), false),
+        (&format!("{{tools=>[{TOOL}]}}"), false),
+        (&format!("{{1:2,\"tools\":[{TOOL}]}}"), false),
+        (&format!("{{{long}:1,tools:[{TOOL}]}}"), false),
+        (&format!("{{{longer}:1,tools:[{TOOL}]}}"), false),
+        (&format!("{{\u{a0}\"tools\":[{TOOL}]}}"), false),
+        (&format!("{{\u{c}\"tools\":[{TOOL}]}}"), false),
+        (&format!("[x, {TOOL}]"), false),
+        (&format!("[, {TOOL}]"), false),
+        (&format!("[[1,], {TOOL}]"), false),
+        (&format!("[x #]\n, {TOOL}]"), false),
+        (&format!("[x /*]*/, {TOOL}]"), false),
+        (&format!("[\"]\", {TOOL}]"), false),
+        (&format!("['x', {TOOL}]"), false),
+        ("[1] see the appendix", true),
+        ("[slow] {a} cat", true),
+        ("[slow, sad; and/or don't] x", true),
+        ("[Verse 1: sad] x", true),
+        (&format!("[{long}] x"), true),
+        ("{a}", true),
+        ("{a", true),
+        ("{\u{e9}} x", true),
+        ("{}x: {y: 1}", true),
+    ] {
+        let wanted = if is_text { Ok(()) } else { Err(Unreadable::JsonMalformed) };
+        for size in [1, 3, 7, 64, 4096] {
+            assert_eq!(read(value, size), wanted, "{value} by {size}");
+        }
+    }
+}
+
 /// Frames begin with their length, and short ones as text in UTF-32 does.
 #[test]
 fn frames_are_no_text_in_another_charset() {
