@@ -8,7 +8,7 @@
 mod calls;
 mod document;
 mod editor;
-mod frames;
+pub(crate) mod frames;
 mod head;
 pub(super) mod places;
 mod plain;

@@ -372,7 +372,9 @@ impl Layer {
                 is_claimed: true,
             },
             (_, Seen::Wide)
-                if self.place.codes == 0 && self.claims.may_be_text() && !self.claims.has_frames() =>
+                if self.place.codes == 0
+                    && self.claims.may_be_text()
+                    && !self.claims.has_frames(head.bytes()) =>
             {
                 return Err(Unreadable::Charset);
             }

@@ -2,11 +2,12 @@
 
 use super::coding::Coding;
 use super::{Unreadable, multipart};
+use crate::llm::answer::frames::{PRELUDE_BYTES, is_prelude};
 
 /// Longest media type that is told apart from others, bytes (RFC 6838 section 4.2).
 const TYPE_BYTES_MAX: usize = 255;
 /// Bytes that tell what a body looks like.
-pub(super) const HEAD_BYTES: usize = 8;
+pub(super) const HEAD_BYTES: usize = PRELUDE_BYTES;
 
 /// What is said of a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,10 +228,21 @@ impl Claims {
             || !(matches!(kind, "image" | "audio" | "video") || self.media_type == "application/octet-stream")
     }
 
-    /// Whether it is said to be frames, each behind its length: a short one of those begins as text in UTF-32 does.
-    pub(super) fn has_frames(&self) -> bool {
-        self.media_type == "application/vnd.amazon.eventstream"
-            || self.media_type.starts_with("application/grpc")
+    /// Whether it is said to be frames, each behind its length, and begins as they do: so may text in UTF-32.
+    pub(super) fn has_frames(&self, head: &[u8]) -> bool {
+        if self.media_type == "application/vnd.amazon.eventstream" {
+            return is_prelude(head);
+        }
+        if !self.media_type.starts_with("application/grpc") {
+            return false;
+        }
+        // A flag, a length and a message of less than 64 KiB. No message of Protocol Buffers begins with a byte below 8, nor does what is
+        // packed with 0; and text in UTF-32 has a 0 there, or what no character in use has.
+        match head {
+            [0, 0, 0, 1..=255, _, first, ..] => *first >= 8,
+            [1, 0, 0, 0, 1..=255, first, ..] => *first > 0,
+            _ => false,
+        }
     }
 
     /// Whether what is `seen` is not what is said.

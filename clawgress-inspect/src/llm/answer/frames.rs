@@ -11,7 +11,7 @@ const HEADERS_BYTES_MAX: u32 = 128 * 1024;
 const HEADERS_KEPT: usize = 1024;
 const DATA: &[u8] = b"data:";
 /// What a frame of Amazon's begins with: its length, that of its headers, and a checksum of both.
-const PRELUDE_BYTES: usize = 12;
+pub(crate) const PRELUDE_BYTES: usize = 12;
 /// The checksum at its end.
 const CHECKSUM_BYTES: u32 = 4;
 
@@ -283,6 +283,11 @@ impl Amazon {
             self.state = Frame::Prelude;
         }
     }
+}
+
+/// Whether a frame of Amazon's begins so: by its lengths, and their checksum.
+pub(crate) fn is_prelude(head: &[u8]) -> bool {
+    head.get(..PRELUDE_BYTES).is_some_and(|head| matches!(prelude(head), Frame::Headers { .. }))
 }
 
 fn prelude(head: &[u8]) -> Frame {

@@ -191,6 +191,55 @@ fn frames_are_no_text_in_another_charset() {
     }
 }
 
+/// What is said to be frames and is text is read as what it is.
+#[test]
+fn text_in_another_charset_is_refused_also_where_frames_are_said() {
+    let key = "{\"a\":\"-----BEGIN PRIVATE KEY-----\"}";
+    let units = |swap: bool| {
+        key.encode_utf16().flat_map(move |unit| if swap { unit.to_be_bytes() } else { unit.to_le_bytes() })
+    };
+    let points = |swap: bool| {
+        let point = move |c: char| if swap { u32::from(c).to_be_bytes() } else { u32::from(c).to_le_bytes() };
+        key.chars().flat_map(point)
+    };
+    let texts: [Vec<u8>; 8] = [
+        units(false).collect(),
+        units(true).collect(),
+        points(false).collect(),
+        points(true).collect(),
+        [0xff, 0xfe].into_iter().chain(units(false)).collect(),
+        [0xfe, 0xff].into_iter().chain(units(true)).collect(),
+        [0, 0, 0xfe, 0xff].into_iter().chain(points(true)).collect(),
+        // Another character in the place of a message's first byte.
+        b"\0\0\0a\0\x01\xf6\x00".iter().copied().chain(points(true)).collect(),
+    ];
+    for media_type in ["application/vnd.amazon.eventstream", "application/grpc", "application/grpc-web+proto"]
+    {
+        for text in &texts {
+            refuses(media_type, "", text, Unreadable::Charset);
+            let form = [
+                &b"--b\r\nContent-Disposition: form-data; name=\"a\"\r\nContent-Type: "[..],
+                media_type.as_bytes(),
+                b"\r\n\r\n",
+                text,
+                b"\r\n--b--\r\n",
+            ];
+            refuses("multipart/form-data; boundary=b", "", &form.concat(), Unreadable::Charset);
+        }
+    }
+    // Lengths without their checksum.
+    let head = b"\0\0\0\x76\0\0\0\x52\x96\xd5\xfa\xdf";
+    refuses("application/vnd.amazon.eventstream", "", &[head, key.as_bytes()].concat(), Unreadable::Charset);
+    // Messages of gRPC of 256 bytes up to 65,535, and short ones that are packed.
+    for length in [256_u16, 300, 4096, 65_535] {
+        let [high, low] = length.to_be_bytes();
+        let frame = [&[0, 0, 0, high, low, 0x0a], key.as_bytes()].concat();
+        finds("application/grpc", "", &frame, &["private_key"]);
+    }
+    let packed = [&[1, 0, 0, 0, 40, 0x78], key.as_bytes()].concat();
+    finds("application/grpc", "", &packed, &["private_key"]);
+}
+
 #[test]
 fn documents_a_line_are_as_many_as_there_are() {
     let lines = b"{\"a\":1}\n{\"a\":\"-----BEGIN PRIVATE KEY-----\"}\n";
