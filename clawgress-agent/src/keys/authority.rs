@@ -210,6 +210,12 @@ impl Authority {
         let issuer = Issuer::from_ca_cert_der(first, key)
             .map_err(|e| refused(format!("its first certificate can't be signed by: {e}")))?;
         let top = chain.last().unwrap_or(first);
+        if !is_root(top) {
+            tracing::warn!(
+                "the last certificate of the authority for [intercept] is no root, and most clients trust nothing below one: \
+                 put the root last, so that `clawgressctl ca` hands it to them"
+            );
+        }
         let anchor = anchor_from_trusted_cert(top)
             .map_err(|e| refused(format!("its last certificate can't be trusted: {e}")))?
             .to_owned();
