@@ -179,6 +179,14 @@ fn event(value: &Value) -> Result<Sent, ValueError> {
     })
 }
 
+/// Whether an error is of a response that is not to be, and of no other message of a client: which name that may have is the client's to
+/// choose, but not what is wrong with it.
+fn is_of_response(value: &Value) -> bool {
+    let of = |name: &str| value.member("error").and_then(|error| error.member(name)).and_then(Value::text);
+    of("code") == Some("conversation_already_has_active_response")
+        || of("param").is_some_and(|param| param.split('.').next() == Some("response"))
+}
+
 /// What a session or response sets, by the names that requests have.
 fn as_request(value: Value) -> String {
     let Value::Object(members) = value else { return value.json() };
@@ -231,8 +239,8 @@ impl Heard {
         if kind.starts_with("conversation.item.") {
             return self.echoes(value);
         }
-        if kind == "error" {
-            // Of what a client said: a response that it asks for begins or is refused at once, and none that has begun ends so.
+        if kind == "error" && is_of_response(&value) {
+            // A response that is asked for begins or is refused at once, and none that has begun ends so.
             self.refused.push((String::new(), !self.responses.is_empty()));
         }
         if !kind.starts_with("response.") {

@@ -247,15 +247,23 @@ impl Realtime {
         taken
     }
 
-    /// Notes that a request in this lane was refused, the first or the one behind it. An error may be of another message: what comes back
-    /// all the same is of that request.
+    /// Notes that a request in this lane was refused, the first or the one behind it. Which of those it is that wait, an error does not
+    /// say: what comes back all the same is of that request.
     fn refused(&mut self, lane: &str, is_behind: bool) {
-        let is_asked = |shown: &&mut Shown| shown.lane == lane && shown.asks && !shown.is_refused;
-        let Some(shown) = self.shown.iter_mut().filter(is_asked).nth(usize::from(is_behind)) else { return };
+        let is_asked = |shown: &Shown| shown.lane == lane && shown.asks && !shown.is_refused;
+        let mut asked = self.shown.iter_mut().enumerate().filter(|(_, shown)| is_asked(shown));
+        let Some((at, shown)) = asked.nth(usize::from(is_behind)) else { return };
         match self.dialect {
             Dialect::Responses => shown.is_refused = true,
-            // What was shown stays in the conversation: the next response that is asked for is shown it.
-            Dialect::Events | Dialect::Live => shown.asks = false,
+            // What was shown stays in the conversation: the next response that is asked for is shown it, if that one is not it.
+            Dialect::Events | Dialect::Live => {
+                let tokens = shown.tokens;
+                shown.asks = false;
+                if let Some(next) = self.shown.iter_mut().skip(at + 1).find(|shown| is_asked(shown)) {
+                    next.tokens = next.tokens.saturating_add(tokens);
+                    self.shown.remove(at);
+                }
+            }
         }
     }
 

@@ -55,13 +55,15 @@ fn answers(text: &str) -> Vec<String> {
     let mut answers = response(city);
     match () {
         () if text.contains("Refused") => vec![REFUSED.to_owned()],
+        () if text.contains("bogus") => vec![BOGUS.to_owned()],
         () if !text.contains("response.create") || text.contains("Silent") => Vec::new(),
         () if text.contains("Begun") => answers.drain(..1).collect(),
         () => answers,
     }
 }
 
-const REFUSED: &str = r#"{"type":"error","error":{"type":"invalid_request_error","message":"no"}}"#;
+const REFUSED: &str = r#"{"type":"error","error":{"type":"invalid_request_error","code":"invalid_value","message":"no","param":"response.instructions"}}"#;
+const BOGUS: &str = r#"{"type":"error","error":{"type":"invalid_request_error","code":"invalid_value","message":"Invalid value: 'bogus'.","param":"type"}}"#;
 const TALK: Talk = Talk {
     greeting: Some(SESSION),
     first: TEXT,
@@ -126,6 +128,7 @@ async fn what_broke_off_is_charged_for_what_it_showed() {
     let asks = |what: &str| ASKS.replace('}', &format!(r#","response":{{"instructions":"{what}"}}}}"#));
     let (shows, answered) = ((item, 0), (ASKS.to_owned(), 6));
     let (silent, begun, refused) = ((asks("Silent"), 0), (asks("Begun"), 1), (asks("Refused"), 1));
+    let bogus = (r#"{"type":"bogus"}"#.to_owned(), 1);
     let counted = (130, 66 * 4_000 + 64 * 400 + 20 * 16_000);
     let site = Site::start(POLICY, TALK).await;
     for (n, (all, charged, before)) in [
@@ -140,6 +143,9 @@ async fn what_broke_off_is_charged_for_what_it_showed() {
         (vec![&answered, &shows], 0, counted),
         // What is shown stays, though what was asked for with it was refused.
         (vec![&shows, &refused, &silent], 1, (0, 0)),
+        // An error of another message refuses nothing, and one response that is refused is none of two.
+        (vec![&shows, &silent, &bogus], 1, (0, 0)),
+        (vec![&shows, &silent, &refused], 1, (0, 0)),
     ]
     .into_iter()
     .enumerate()

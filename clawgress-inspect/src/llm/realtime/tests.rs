@@ -80,6 +80,21 @@ fn what_is_refused_and_what_is_under_way_is_told() {
         [(String::new(), true)],
         "behind what is under way, which it does not end"
     );
+    // What is wrong with another message refuses none, whatever that is called.
+    for (code, param, refuses) in [
+        ("invalid_value", "type", false),
+        ("invalid_value", "session.voice", false),
+        ("missing_required_parameter", "response_id", false),
+        ("response_cancel_not_active", "", false),
+        ("invalid_value", "response.output_modalities", true),
+        ("unknown_parameter", "response", true),
+    ] {
+        let error = format!(
+            r#"{{"type":"error","event_id":"e","error":{{"type":"invalid_request_error","code":"{code}","message":"response.create","param":"{param}","event_id":"mine"}}}}"#
+        );
+        heard.message(error.as_bytes()).expect(&error);
+        assert_eq!(!heard.take_refused().is_empty(), refuses, "{error}");
+    }
     let left = heard.take_left();
     assert!(left.len() == 2 && left.iter().all(|left| left.is_estimated), "each by itself: {left:?}");
     assert!(left[1].usage.output >= 2 && heard.take_left().is_empty(), "{left:?}");
