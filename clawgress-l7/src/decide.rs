@@ -374,7 +374,9 @@ fn ruling(action: &'static str, agent: &Agent, decision: Decision) -> Ruling {
             tracing::debug!(%error, action, agent = %agent.id, "what a policy asks has no one value, and that denies");
             continue;
         }
-        if let Some(untold) = FAILED_TOLD.turn(agent.index, Instant::now()) {
+        // What else it says may have values of the request.
+        let policy = error.split_once(": ").map_or(error.as_str(), |(policy, _)| policy);
+        if let Some(untold) = FAILED_TOLD.turn_by(agent.index, policy, Instant::now()) {
             let agent = &agent.id;
             tracing::warn!(%error, action, %agent, untold, "a policy could not be evaluated, and that denies");
         }

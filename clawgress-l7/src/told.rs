@@ -31,6 +31,12 @@ impl Told {
         self.turn(u32::from_be_bytes([a, b, c, d]), now)
     }
 
+    /// The same of one of several things that happen to `agent`, by its name: each of an agent's takes turns of its own.
+    pub fn turn_by(&self, agent: u32, name: &str, now: Instant) -> Option<u64> {
+        let [a, b, c, d, ..] = self.1.hash_one((agent, name)).to_be_bytes();
+        self.turn(u32::from_be_bytes([a, b, c, d]), now)
+    }
+
     /// Whether the log is told, at `now`, of what happens to `agent`: if so, of how much of that it was not told since it was told
     /// last. It is told within [`limit::TOLD`] once of each, and of [`limit::TOLD_MAX`] at most.
     pub fn turn(&self, agent: u32, now: Instant) -> Option<u64> {
@@ -73,6 +79,16 @@ mod tests {
         }
         assert_eq!(lines, [0, 999, 999], "all of it is counted");
         assert_eq!(told.turn(2, began), Some(0), "another agent's is told at once");
+    }
+
+    #[test]
+    fn each_thing_that_happens_to_an_agent_is_told_of_by_itself() {
+        let (told, now) = (Told::default(), Instant::now());
+        assert_eq!(told.turn_by(1, "one", now), Some(0));
+        assert_eq!(told.turn_by(1, "one", now), None);
+        assert_eq!(told.turn_by(1, "other", now), Some(0), "the first does not hide it");
+        assert_eq!(told.turn_by(2, "one", now), Some(0));
+        assert_eq!(told.turn_by(1, "one", now + limit::TOLD), Some(1));
     }
 
     #[test]
