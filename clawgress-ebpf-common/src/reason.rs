@@ -113,7 +113,7 @@ drop_reasons! {
     SniMismatch = 37, "sni_mismatch", l7;
     /// The TLS hello is malformed or too large.
     TlsMalformed = 38, "tls_malformed", l7;
-    /// The bytes are neither TLS nor HTTP, and no policy permits them opaque.
+    /// The bytes are neither TLS nor HTTP, and no policy permits them opaque; or HTTP begins within a tunnel of such bytes.
     ProtocolUnknown = 39, "protocol_unknown", l7;
     /// The HTTP request is malformed or its framing ambiguous.
     HttpMalformed = 40, "http_malformed", l7;

@@ -11,6 +11,10 @@ pub use opening::{Opening, Step};
 /// Blanks and line ends skipped before the first word. Servers skip at least one empty line (RFC 9112
 /// section 2.2); no line protocol begins with as many.
 const LEADING_BYTES_MAX: usize = 64;
+/// What introduces somebody else's first bytes to who expects that (HAProxy's `proxy-protocol.txt`, sections 2.1 and 2.2): the first
+/// word of version 1 with its blank, and of version 2 as much of the signature as nobody else begins with.
+const PROXY_1: &[u8] = b"PROXY ";
+const PROXY_2: &[u8] = b"\r\n\r\n\0";
 /// Longest first line looked at: line protocols end theirs below 1000 bytes (RFC 5321 section
 /// 4.5.3.1.6). What is longer is left to the strict HTTP parser, which has bounds of its own.
 const LINE_BYTES_MAX: usize = 1024;
@@ -28,6 +32,8 @@ pub enum Protocol {
     Http1,
     /// The HTTP/2 connection preface in clear (RFC 9113 section 3.4).
     Http2,
+    /// A header of the PROXY protocol, behind which anything may follow: no client speaks it.
+    Proxied,
     /// Something else.
     Unknown,
 }
@@ -35,18 +41,26 @@ pub enum Protocol {
 /// Classifies; `None` means that more bytes are needed. At most [`BYTES_MAX`] bytes are ever needed.
 #[must_use]
 pub fn sniff(bytes: &[u8]) -> Option<Protocol> {
-    match bytes {
-        [] | [0x16] => return None,
-        // Record version 3.x: every TLS client, and SSL 3.0, which the ClientHello parser leaves to policy.
-        [0x16, 3, ..] => return Some(Protocol::Tls),
-        _ if bytes.starts_with(b"PRI ") => return Some(Protocol::Http2),
-        _ => {}
-    }
-    let (leading, line) = lines(bytes);
-    if leading.len() > LEADING_BYTES_MAX {
+    let leading = lines(bytes).0.len();
+    if leading > LEADING_BYTES_MAX {
         return Some(Protocol::Http1);
     }
-    request_line(line)
+    match bytes.get(..leading + LINE_BYTES_MAX) {
+        Some(most) => classify(most).or(Some(Protocol::Http1)),
+        None => classify(bytes),
+    }
+}
+
+/// What these are, however many.
+fn classify(bytes: &[u8]) -> Option<Protocol> {
+    match bytes {
+        [] | [0x16] => None,
+        // Record version 3.x: every TLS client, and SSL 3.0, which the ClientHello parser leaves to policy.
+        [0x16, 3, ..] => Some(Protocol::Tls),
+        _ if bytes.starts_with(b"PRI ") => Some(Protocol::Http2),
+        _ if bytes.starts_with(PROXY_1) || bytes.starts_with(PROXY_2) => Some(Protocol::Proxied),
+        _ => request_line(lines(bytes).1),
+    }
 }
 
 /// What is skipped before the first word, and what begins with it.
@@ -56,10 +70,11 @@ fn lines(bytes: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// Whether a line is a request line: `GET` and anything (that is all of HTTP/0.9), or any method with
-/// a version further on. Mail, file transfer and news begin with words in capitals too.
+/// a version further on. Mail, file transfer and news begin with words in capitals too. Behind the first word nothing but a LF ends
+/// the line: some servers take any other byte for one of a target.
 fn request_line(line: &[u8]) -> Option<Protocol> {
     let mut word = true;
-    for (n, byte) in line.iter().enumerate().take(LINE_BYTES_MAX) {
+    for (n, byte) in line.iter().enumerate() {
         let rest = line.get(n + 1..).unwrap_or_default();
         match (byte, rest.first()) {
             // Of the end of the line, or a blank: that is told by what follows.
@@ -71,11 +86,11 @@ fn request_line(line: &[u8]) -> Option<Protocol> {
                 }
                 word = false;
             }
-            (b, _) if word && !token(*b) || b.is_ascii_control() => return Some(Protocol::Unknown),
+            (b, _) if word && !token(*b) || *b == b'\n' => return Some(Protocol::Unknown),
             _ => {}
         }
     }
-    (line.len() >= LINE_BYTES_MAX).then_some(Protocol::Http1)
+    None
 }
 
 /// What lenient servers split a request line at: RFC 9112 section 3 names the first five, a CR alone among them; the others are
@@ -130,7 +145,25 @@ mod tests {
             (b"EHLO mail.test\r\n", Some(Protocol::Unknown)),
             (b"QUIT\r\n", Some(Protocol::Unknown)),
             (b"*1\r\n$4\r\nPING\r\n", Some(Protocol::Unknown)),
-            (b"003egit-upload-pack /p\0host=h\0", Some(Protocol::Unknown)),
+            (b"003egit-upload-pack /p\0host=h\0", None),
+            (b"003egit-upload-pack /p\0host=h\x000011want x\n", Some(Protocol::Unknown)),
+            (b"POST /\x01", None),
+            (b"POST /?\x01 HTTP/1.1\r\n", Some(Protocol::Http1)),
+            (b"POST /\0\x7f\x08 http/1.1\n", Some(Protocol::Http1)),
+            (b"POST /\x01\r\n", Some(Protocol::Unknown)),
+            (b"POST\x01/ HTTP/1.1\r\n", Some(Protocol::Unknown)),
+            // A bind of LDAP, whose length is that of a blank, and a search behind it.
+            (b"0\x0c\x02\x01\x01`\x07\x02\x01\x03\x04\0\x80\0", None),
+            (
+                b"0\x0c\x02\x01\x01`\x07\x02\x01\x03\x04\0\x80\x000%\x02\x01\x02c \x04\0\x0a",
+                Some(Protocol::Unknown),
+            ),
+            (b"PROXY", None),
+            (b"PROXY ", Some(Protocol::Proxied)),
+            (b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n", Some(Protocol::Proxied)),
+            (b"PROXYX /\n", Some(Protocol::Unknown)),
+            (b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\0", Some(Protocol::Proxied)),
+            (b"\r\n\0\r\nQUIT\n", Some(Protocol::Unknown)),
             (b" \0\0\x01", Some(Protocol::Unknown)),
             (b"\0", Some(Protocol::Unknown)),
             (b"AMQP\0\0\x09\x01", Some(Protocol::Unknown)),

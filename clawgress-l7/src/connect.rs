@@ -347,16 +347,21 @@ impl<'a> Established<'a> {
                 self.record_left().await;
                 None
             }
-            Err(reason) if self.upstream.is_some() => {
-                self.record_dial(Some(reason)).await;
-                None
-            }
-            Err(reason) => {
-                let (ruling, status) = (Ruling::deny("tunnel", reason), self.asked.manner.status());
-                opaque::deny_silently(self.exchange, ruling, status);
-                None
-            }
+            // What is behind it would go unread.
+            Ok(Some(Protocol::Proxied)) => self.deny(DropReason::ProtocolUnknown).await,
+            Err(reason) => self.deny(reason).await,
         }
+    }
+
+    /// Denies what follows.
+    async fn deny(mut self, reason: DropReason) -> Rest<'a> {
+        if self.upstream.is_some() {
+            self.record_dial(Some(reason)).await;
+        } else {
+            let (ruling, status) = (Ruling::deny("tunnel", reason), self.asked.manner.status());
+            opaque::deny_silently(self.exchange, ruling, status);
+        }
+        None
     }
 
     /// What allows the upstream to be dialled.

@@ -228,8 +228,10 @@ impl Subject {
                 Step::GoesOn => tunnel::pass(onward, &std::mem::take(&mut held)).await?,
                 Step::Waits => {}
                 Step::Is(Protocol::Unknown) => break,
-                // Its requests would go unread.
-                Step::Is(Protocol::Http1) => return Err(DropReason::ProtocolUnknown.into()),
+                // Its requests, or what is behind a header of somebody else's, would go unread.
+                Step::Is(Protocol::Http1 | Protocol::Proxied) => {
+                    return Err(DropReason::ProtocolUnknown.into());
+                }
                 Step::Is(Protocol::Http2) => return Err(DropReason::UpgradeUnsupported.into()),
                 Step::Is(Protocol::Tls) => {
                     let hello = peek::hello(reader, &mut held, Instant::now() + limit::PEEK).await?;

@@ -132,6 +132,8 @@ pub async fn late(
 ) -> Result<usize, DropReason> {
     if held.is_empty() {
         *deadline = None;
+        // All that is there at once: a small piece is asked about, and sent, by itself.
+        held.reserve(READ_BYTES);
         return Ok(stream.read_buf(held).await.unwrap_or(0));
     }
     more(stream, held, *deadline.get_or_insert_with(|| Instant::now() + limit::PEEK)).await

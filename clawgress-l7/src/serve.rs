@@ -205,7 +205,7 @@ impl Serving {
                 self.deny(&connection, reason);
                 Box::pin(peek::say_and_close(stream, &page::alert(reason))).await;
             }
-            Ok(Protocol::Unknown) => self.deny(&connection, DropReason::ProtocolUnknown),
+            Ok(Protocol::Unknown | Protocol::Proxied) => self.deny(&connection, DropReason::ProtocolUnknown),
             Err(reason) => self.deny(&connection, reason),
         }
     }

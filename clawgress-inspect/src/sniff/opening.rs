@@ -4,10 +4,13 @@
 //! INVARIANT: nothing of TLS goes on, nor the piece by which what goes on would come to be a request: who reads lines never has
 //! a request's whole, and no version of one.
 
-use super::{Protocol, VERSION, blank, lines, sniff, token};
+use super::{PROXY_1, PROXY_2, Protocol, VERSION, blank, classify, lines, token};
 
-/// Bytes of a first word by which it is told apart: `PRI ` is the longest.
-const WORD_BYTES: usize = 4;
+/// Bytes of a first word by which it is told apart.
+const WORD_BYTES: usize = PROXY_1.len();
+
+/// By which a target in absolute form begins.
+const SCHEME: &[u8] = b"http";
 
 /// What has gone on so far, as much of it as tells what follows.
 #[derive(Debug, Default)]
@@ -27,17 +30,19 @@ pub enum Step {
 // === impl Opening ===
 
 impl Opening {
-    /// Whether a client may be one that waits for its server, who began with this and says no more for a while.
+    /// Whether a client may be one that waits for its server, who began with this and says no more for a while. Who has begun with a
+    /// method and a target is rather one whose request comes slowly: that would be cut.
     #[must_use]
     pub fn is_of(bytes: &[u8]) -> bool {
-        Opening::default().next(bytes) == Step::GoesOn
+        !is_target_begun(bytes) && Opening::default().next(bytes) == Step::GoesOn
     }
 
-    /// What becomes of `held`, which came behind what has gone on. It costs what `held` does, however much has gone on.
+    /// What becomes of `held`, which came behind what has gone on. It costs what `held` does, however much has gone on. At the client's
+    /// end, what waits may go on: it can come to be nothing any more.
     #[must_use]
     pub fn next(&mut self, held: &[u8]) -> Step {
         let all = [&self.0, held].concat();
-        match sniff(&all) {
+        match classify(&all) {
             Some(protocol) => Step::Is(protocol),
             None if held.is_empty() || waits(&all) => Step::Waits,
             None => {
@@ -58,15 +63,25 @@ fn waits(all: &[u8]) -> bool {
     !behind.is_empty() && VERSION.get(..behind.len()).is_some_and(|v| v.eq_ignore_ascii_case(behind))
 }
 
+/// Whether a target that HTTP may have is begun behind a first word. None of it has control bytes.
+fn is_target_begun(bytes: &[u8]) -> bool {
+    let (_, line) = lines(bytes);
+    let is_clear = line.iter().all(|b| blank(*b) || !b.is_ascii_control());
+    let mut target = line.iter().skip_while(|b| token(**b)).skip_while(|b| blank(**b)).peekable();
+    let is_path = target.peek() == Some(&&b'/');
+    is_clear && (is_path || target.take(SCHEME.len()).map(u8::to_ascii_lowercase).eq(SCHEME.iter().copied()))
+}
+
 /// What the same follows from as from `all`, of which it is not known what it is: the first of the word that it begins with, with the
 /// blank that ends a short one, and where a version may be, if one may.
 fn shortened(all: &[u8]) -> Vec<u8> {
     let (leading, line) = lines(all);
+    let leading = if PROXY_2.starts_with(leading) { leading } else { b" " };
     let word = line.iter().take_while(|b| token(**b)).count();
     let first = line.iter().take(WORD_BYTES.min(word + 1));
     let last = line.iter().rposition(|b| blank(*b)).map(|last| last.max(first.len()));
     let behind = last.and_then(|last| line.get(last..)).unwrap_or_default();
-    leading.iter().take(1).chain(first).chain(behind.iter().take(1 + VERSION.len())).copied().collect()
+    leading.iter().chain(first).chain(behind.iter().take(1 + VERSION.len())).copied().collect()
 }
 
 #[cfg(test)]
@@ -110,11 +125,54 @@ mod tests {
             (&["POST /a", " ", "h", "ttp", "/1.1\r\n"], "POST /a ", Some(Protocol::Http1)),
             (&["POST /a H", "TML", " HTTP/1.1\r\n"], "POST /a HTML", Some(Protocol::Http1)),
             (&["POST /a\r", "HTTP/"], "POST /a\r", Some(Protocol::Http1)),
+            (&["POST /\x01", "\0", " ", "HTTP/1.1\r\n"], "POST /\x01\0 ", Some(Protocol::Http1)),
+            (
+                &["003egit-upload-pack /p\0host=h\0", "0000\n"],
+                "003egit-upload-pack /p\0host=h\0",
+                Some(Protocol::Unknown),
+            ),
+            (&["PROXY", " ", "TCP4"], "PROXY", Some(Protocol::Proxied)),
+            (&["\r", "\n", "\r\n", "\0\r\nQUIT\n"], "\r\n\r\n", Some(Protocol::Proxied)),
+            (&["\r\r\r", "\n\r\n\0\r\nQUIT\n"], "\r\r\r", Some(Protocol::Unknown)),
         ] {
             let run = run(pieces.iter().map(|piece| piece.as_bytes()));
             assert_eq!(run, (gone.as_bytes().to_vec(), is), "{pieces:?}");
         }
-        assert!(Opening::is_of(b"PING") && !Opening::is_of(b"") && !Opening::is_of(b"\x16"));
+        for (bytes, is_of) in [
+            (&b"PING"[..], true),
+            (b"", false),
+            (b"\x16", false),
+            (b"say hi", true),
+            (b"%1POWR ?\r", true),
+            (b"POST", true),
+            (b"POST ", true),
+            (b"POST /", false),
+            (b"\r\nPOST\t /a ", false),
+            (b"POST h", false),
+            (b"POST HTTP", false),
+            (b"POST http://a/", false),
+            (b"003egit-upload-pack /p\0host=h\0", true),
+        ] {
+            assert_eq!(Opening::is_of(bytes), is_of, "{:?}", bytes.escape_ascii().to_string());
+        }
+    }
+
+    /// However large the pieces are in which it comes.
+    #[test]
+    fn no_piece_is_too_large_to_be_looked_at() {
+        for piece in [1, 64, 65, 4096] {
+            for (bytes, is) in [
+                ([&b" ".repeat(200)[..], &b"A".repeat(5000), b" /\0 "].concat(), None),
+                (
+                    [&b"\r".repeat(200)[..], b"\n", &b"A".repeat(5000), b"\n"].concat(),
+                    Some(Protocol::Unknown),
+                ),
+                ([&b"A ".repeat(5000)[..], b"HTTP/"].concat(), Some(Protocol::Http1)),
+            ] {
+                let (gone, told) = run(bytes.chunks(piece));
+                assert_eq!((told, told.is_none()), (is, gone == bytes), "{piece}");
+            }
+        }
     }
 
     /// However long it is, and however much of it went on.
@@ -140,7 +198,7 @@ mod tests {
         let method = prop_oneof![Just("GET".to_owned()), Just("PRI".to_owned()), "[A-Za-z-]{1,9}"];
         let leading = prop::sample::select(&["", "\r\n", "\n", " ", "\r\n\r\n"][..]);
         let version = prop::sample::select(&["HTTP/1.1", "http/1.0", "HTTP/2.0"][..]);
-        let target = "/[a-zH/T]{0,9}( H| HT| HTTP|)";
+        let target = "/[a-zH/T\0\x01\x7f]{0,9}( H| HT| HTTP|)";
         (leading, method, blank.clone(), target, blank, version)
             .prop_map(|(a, b, c, d, e, f)| format!("{a}{b}{c}{d}{e}{f}\r\nHost: a\r\n\r\n").into_bytes())
     }
@@ -183,10 +241,10 @@ mod tests {
         /// What is cut is what is whole: one is told the other.
         #[test]
         fn what_is_cut_is_taken_for_what_it_is(
-            bytes in "(PRI|)[GETPRI \t\r\nHTP/0-9a-z\x16\x03\x1c\0]{1,57}",
-            ends in prop::collection::vec(0usize..60, 0..12),
+            bytes in "(PRI|PROXY|\r\n\r\n|[ \r]{0,80}|[A-Z]{1,99} |)[GETPRI \t\rHTP/0-9a-z\x16\x03\x1c\0\x01\x7f]{1,57}(\n|)( HTTP/|)",
+            ends in prop::collection::vec(0usize..150, 0..12),
         ) {
-            let whole = sniff(bytes.as_bytes());
+            let whole = classify(bytes.as_bytes());
             prop_assert_eq!(run(cut(bytes.as_bytes(), ends)).1, whole);
         }
     }
