@@ -392,8 +392,8 @@ impl<'a> Established<'a> {
         let permitted = [tls, unknown].into_iter().find(|ruling| ruling.verdict.is_ok());
         let left = || match permitted {
             Some(permitted) => self.ruling(permitted),
-            // Requests were to follow.
-            None => Ruling::deny("http", DropReason::HttpMalformed),
+            // Requests were to follow, each of which would have been judged.
+            None => Ruling::allow("http"),
         };
         let ruling = self.asked_for().unwrap_or_else(left);
         self.record(ruling, None).await;

@@ -74,7 +74,11 @@ pub async fn serve(
         () = async {
             // Each stream has records of its own.
             let unasked = (&mut driving).await;
-            unasked.into_iter().for_each(|reason| serving.record_unasked(&front, reason));
+            match unasked {
+                Some(Unasked::Denied(reason)) => serving.record_unasked(&front, reason),
+                Some(Unasked::Left(reason)) => serving.record_unused(&front, reason),
+                None => {}
+            }
             // The client is gone: what is still under way finds that out by itself, within bounds of its own.
             streams.none().await;
         } => {}
@@ -111,12 +115,20 @@ enum Event {
     Gone,
 }
 
+/// How a connection has ended on which nothing was asked.
+#[derive(Clone, Copy)]
+enum Unasked {
+    Denied(DropReason),
+    /// Its client has left, or the gateway has for this reason.
+    Left(Option<DropReason>),
+}
+
 // === impl Client ===
 
 impl Client<'_> {
-    /// Serves it to its end; returns why, if it has ended for what is no stream's fault, or before there was any in what was asked
+    /// Serves it to its end; returns how, if it has ended for what is no stream's fault, or before there was any in what was asked
     /// for to have them.
-    async fn drive(self, (wire, meter): (Wire, &Meter), deadline: Instant) -> Option<DropReason> {
+    async fn drive(self, (wire, meter): (Wire, &Meter), deadline: Instant) -> Option<Unasked> {
         let flooded = CancellationToken::new();
         let wire = Lingering::new(wire, flooded.clone());
         let count = self.serving.gateway.sources.count(self.front.connection.peer.ip());
@@ -124,21 +136,26 @@ impl Client<'_> {
             Ok(Ok(connection)) => connection,
             // Nothing was asked, so nothing is decided.
             Ok(Err(_)) if meter.bytes().0 == 0 => return None,
-            Ok(Err(_)) => return Some(DropReason::HttpMalformed),
-            Err(_) => return Some(DropReason::Timeout),
+            Ok(Err(_)) => return Some(Unasked::Denied(DropReason::HttpMalformed)),
+            Err(_) => return Some(Unasked::Denied(DropReason::Timeout)),
         };
         let (mut is_ending, mut first) = (false, Some(deadline));
         // Who was told to begin, by a 200, was told something.
         let is_told = matches!(self.front.place, Place::Tunnel { .. });
         // Until when the client may take what is queued for it, once it is to end and nothing is under way.
         let mut last = None;
+        let mut ended = Unasked::Left(None);
         let (reason, unasked) = loop {
             match self.event(&mut connection, &flooded, is_ending, first).await {
                 Event::Stream(request, response) => {
                     self.accept(*request, response, is_ending);
                     (first, last) = (None, None);
                 }
-                Event::Ending | Event::Idle if !is_ending => {
+                event @ (Event::Ending | Event::Idle) if !is_ending => {
+                    ended = match event {
+                        Event::Ending => Unasked::Left(Some(DropReason::Draining)),
+                        _ => Unasked::Denied(DropReason::Timeout),
+                    };
                     // It says that no more streams are taken, and goes on with those that are there.
                     connection.graceful_shutdown();
                     is_ending = true;
@@ -148,17 +165,17 @@ impl Client<'_> {
                     if connection.has_streams()
                         && Instant::now() < *last.get_or_insert(Instant::now() + limit::CLIENT_WRITE) => {}
                 Event::Ending | Event::Idle => {
-                    break (Reason::NO_ERROR, (is_told && first.is_some()).then_some(DropReason::Timeout));
+                    break (Reason::NO_ERROR, (is_told && first.is_some()).then_some(ended));
                 }
                 Event::Flooded => {
                     let peer = self.front.connection.peer;
                     if let Some(untold) = FLOODS_TOLD.turn_of(peer.ip(), Instant::now().into_std()) {
                         tracing::warn!(%peer, untold, "a client sends frames without end that carry nothing; its connection is ended");
                     }
-                    break (Reason::ENHANCE_YOUR_CALM, Some(DropReason::Overloaded));
+                    break (Reason::ENHANCE_YOUR_CALM, Some(Unasked::Denied(DropReason::Overloaded)));
                 }
-                Event::Malformed(reason) => return Some(reason),
-                Event::Gone => return (is_told && first.is_some()).then_some(DropReason::HttpMalformed),
+                Event::Malformed(reason) => return Some(Unasked::Denied(reason)),
+                Event::Gone => return (is_told && first.is_some()).then_some(ended),
             }
         };
         // Not every client says that it has heard that this ends.

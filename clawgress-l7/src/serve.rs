@@ -28,7 +28,7 @@ use crate::decide::Ruling;
 use crate::dial::Dials;
 use crate::dns::{self, Desk};
 use crate::endpoints::Endpoints;
-use crate::exchange::Exchange;
+use crate::exchange::{End, Exchange};
 use crate::gateway::Gateway;
 use crate::history::Histories;
 use crate::intercept::Interception;
@@ -292,6 +292,13 @@ impl Serving {
     /// Records a connection that ends for this reason, and on which nothing was asked that could be judged.
     pub fn record_unasked(&self, front: &Front, reason: DropReason) {
         opaque::deny_silently(self.unasked(front), Ruling::deny("http", reason), None);
+    }
+
+    /// Records a connection that was allowed to ask, and did not; `reason` is why it ends, if its client has not left.
+    pub fn record_unused(&self, front: &Front, reason: Option<DropReason>) {
+        let mut exchange = self.unasked(front);
+        let _ = exchange.allow(&Ruling::allow("http"));
+        exchange.end(End { reason, ..End::default() });
     }
 
     /// What is recorded of a connection itself, or of what was not understood on it.

@@ -34,12 +34,10 @@ async fn who_is_told_that_requests_may_follow_and_makes_none_is_recorded() {
     // Settings are of six bytes each (RFC 9113 section 6.5).
     let malformed = [START, &frame(SETTINGS, 0, 0, &[0; 5])].concat();
     let flood = [START, &frame(NOBODYS, 0, 0, &[]).repeat(11_000)].concat();
-    for (bytes, status, reason) in [
-        (&b""[..], Some(200), DropReason::HttpMalformed),
-        (no_preface, None, DropReason::HttpMalformed),
-        (START, None, DropReason::HttpMalformed),
-        (&malformed, None, DropReason::HttpMalformed),
-        (&flood, None, DropReason::Overloaded),
+    for (bytes, reason) in [
+        (&no_preface[..], DropReason::HttpMalformed),
+        (&malformed, DropReason::HttpMalformed),
+        (&flood, DropReason::Overloaded),
     ] {
         let n = gateway.outcomes();
         says(&gateway, "api.allowed.test:80", bytes).await;
@@ -48,10 +46,44 @@ async fn who_is_told_that_requests_may_follow_and_makes_none_is_recorded() {
         assert_eq!(decision.action.as_deref(), Some("http"));
         assert_eq!(decision.agent.as_ref().map(|agent| agent.agent.as_str()), Some("web"));
         assert_eq!(decision.destination.host.as_deref(), Some("api.allowed.test"));
-        assert_eq!(outcome.status, status);
+        assert_eq!(outcome.status, None);
         assert_eq!(gateway.outcomes(), n + 1, "once");
     }
     assert_eq!(gateway.dns.asked("api.allowed.test"), 0, "nothing was dialled");
+}
+
+/// As browsers do that open connections in advance: nothing was denied it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_before_the_first_request_was_allowed_to_make_one() {
+    let gateway = Gateway::start(Options { policy: Some(CLEAR), ..Options::default() }).await;
+    for (bytes, status) in
+        [(&b""[..], Some(200)), (START, None), (&[START, &frame(SETTINGS, 0, 0, &[])].concat(), None)]
+    {
+        let n = gateway.outcomes();
+        says(&gateway, "api.allowed.test:80", bytes).await;
+        let (decision, outcome) = gateway.exchange(n).await;
+        assert_eq!((decision.verdict, decision.reason), (Some(Verdict::Allow), None), "{decision:#?}");
+        assert_eq!(decision.action.as_deref(), Some("http"));
+        assert_eq!(decision.agent.as_ref().map(|agent| agent.agent.as_str()), Some("web"));
+        assert_eq!(decision.destination.host.as_deref(), Some("api.allowed.test"));
+        assert_eq!((outcome.status, outcome.reason, outcome.bytes_sent), (status, None, Some(0)));
+        assert_eq!(gateway.outcomes(), n + 1, "once");
+    }
+    assert_eq!(gateway.dns.asked("api.allowed.test"), 0, "nothing was dialled");
+}
+
+/// That is not the client's doing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_asked_for_nothing_when_the_gateway_stops_was_not_late() {
+    let mut gateway = Gateway::start(Options { policy: Some(CLEAR), ..Options::default() }).await;
+    let (mut client, _) = gateway.connect("api.allowed.test:80").await;
+    client.send([START, &frame(SETTINGS, 0, 0, &[])].concat()).await;
+    assert!(client.more().await, "its settings");
+    gateway.begin_stop();
+    client.rest().await;
+    let (decision, outcome) = gateway.exchange(0).await;
+    assert_eq!((decision.verdict, outcome.reason), (Some(Verdict::Allow), Some(DropReason::Draining)));
+    gateway.stop().await;
 }
 
 /// It was not dialled, and would have been.
