@@ -7,7 +7,7 @@ use super::events::Events;
 use super::fields::Fields;
 use super::hearing::Lane;
 use super::json::{Event as JsonEvent, Json, Kind};
-use super::media::{Claims, HEAD_BYTES, Reading, Seen};
+use super::media::{Claims, HEAD_BYTES_MAX, Reading, Seen};
 use super::multipart::{Event as PartEvent, Multipart};
 use super::names::Names;
 use super::parts::Part;
@@ -69,10 +69,12 @@ enum State {
 }
 
 /// What a layer begins with.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Head {
-    bytes: [u8; HEAD_BYTES],
+    bytes: [u8; HEAD_BYTES_MAX],
     count: usize,
+    /// How many tell what it is.
+    most: usize,
 }
 
 /// A form (WHATWG URL section 5.1).
@@ -95,7 +97,7 @@ impl State {
     fn first(claims: &Claims) -> State {
         match claims.reading {
             Reading::Multipart { .. } | Reading::Form => State::Plain,
-            _ => State::Head(Head::default()),
+            _ => State::Head(Head::new(claims.head_bytes())),
         }
     }
 }
@@ -103,9 +105,13 @@ impl State {
 // === impl Head ===
 
 impl Head {
+    fn new(most: usize) -> Head {
+        Head { bytes: [0; HEAD_BYTES_MAX], count: 0, most: most.min(HEAD_BYTES_MAX) }
+    }
+
     /// Takes as many of the next bytes as it lacks; the others.
     fn take<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
-        let room = self.bytes.get_mut(self.count..).unwrap_or_default();
+        let room = self.bytes.get_mut(self.count..self.most).unwrap_or_default();
         let (taken, rest) = bytes.split_at_checked(room.len()).unwrap_or((bytes, &[]));
         room.iter_mut().zip(taken).for_each(|(to, from)| *to = *from);
         self.count += taken.len();
@@ -113,7 +119,7 @@ impl Head {
     }
 
     fn is_full(&self) -> bool {
-        self.count == HEAD_BYTES
+        self.count == self.most
     }
 
     fn bytes(&self) -> &[u8] {

@@ -6,8 +6,11 @@ use crate::llm::answer::frames::{PRELUDE_BYTES, is_prelude};
 
 /// Longest media type that is told apart from others, bytes (RFC 6838 section 4.2).
 const TYPE_BYTES_MAX: usize = 255;
-/// Bytes that tell what a body looks like.
-pub(super) const HEAD_BYTES: usize = PRELUDE_BYTES;
+/// Bytes that tell what a body looks like, and the most that do: of Amazon's frames.
+const HEAD_BYTES: usize = 8;
+pub(super) const HEAD_BYTES_MAX: usize = PRELUDE_BYTES;
+/// Frames of Amazon's.
+const AMAZON: &str = "application/vnd.amazon.eventstream";
 
 /// What is said of a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -228,9 +231,14 @@ impl Claims {
             || !(matches!(kind, "image" | "audio" | "video") || self.media_type == "application/octet-stream")
     }
 
+    /// How many of its first bytes tell what it is.
+    pub(super) fn head_bytes(&self) -> usize {
+        if self.media_type == AMAZON { HEAD_BYTES_MAX } else { HEAD_BYTES }
+    }
+
     /// Whether it is said to be frames, each behind its length, and begins as they do: so may text in UTF-32.
     pub(super) fn has_frames(&self, head: &[u8]) -> bool {
-        if self.media_type == "application/vnd.amazon.eventstream" {
+        if self.media_type == AMAZON {
             return is_prelude(head);
         }
         if !self.media_type.starts_with("application/grpc") {

@@ -39,7 +39,7 @@ impl Desk {
             ("api.allowed.test", &["192.0.2.1", "2001:db8::1"]),
             ("local.allowed.test", &["127.1.0.1"]),
             ("rebind.allowed.test", &["127.2.0.1", "10.0.0.1"]),
-            ("half.allowed.test", &["192.0.2.2", "169.254.169.254"]),
+            ("half.allowed.test", &["198.51.100.2", "169.254.169.254"]),
             ("no.allowed.test", &["192.0.2.3"]),
             ("db.allowed.test", &["192.0.2.4"]),
             ("other.test", &["192.0.2.5"]),
