@@ -259,7 +259,7 @@ impl Realtime {
             Dialect::Events | Dialect::Live => {
                 let tokens = shown.tokens;
                 shown.asks = false;
-                if let Some(next) = self.shown.iter_mut().skip(at + 1).find(|shown| is_asked(shown)) {
+                if let Some(next) = self.shown.range_mut(at + 1..).find(|shown| is_asked(shown)) {
                     next.tokens = next.tokens.saturating_add(tokens);
                     self.shown.remove(at);
                 }
