@@ -1,14 +1,12 @@
 //! Bodies that are larger than anything that is held of them: whole, both ways, in each form of HTTP that is read, by a process
 //! that keeps none of it.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{Request, Response};
-use rustls::pki_types::PrivatePkcs8KeyDer;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::time::timeout;
 
@@ -17,7 +15,7 @@ use crate::harness::{PATIENCE, POLICY};
 use crate::http2::inside;
 use crate::intercept::{HOST, Site};
 use crate::scale::memory_kib;
-use crate::streams::{Connection, send};
+use crate::streams::{Connection, acceptor, send};
 use crate::upstream::Upstream;
 
 /// Bytes of each body: more than any bound on bodies that is configured or built in.
@@ -130,17 +128,7 @@ async fn hashed_stream(mut stream: h2::RecvStream) -> String {
 
 /// A server over TLS that speaks HTTP/2, if it may, and its authority.
 async fn server() -> (Upstream, String) {
-    let made = rcgen::generate_simple_self_signed([HOST.to_owned()]).expect("certificate");
-    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key.into())
-        .expect("config");
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let (acceptor, certificate) = acceptor(HOST);
     let upstream = Upstream::start("127.1.0.1", None, move |stream, _| {
         let acceptor = acceptor.clone();
         async move {
@@ -152,7 +140,7 @@ async fn server() -> (Upstream, String) {
             }
         }
     });
-    (upstream.await, made.cert.pem())
+    (upstream.await, certificate)
 }
 
 /// Down, then up, on a connection of HTTP/1.1; what the server and the client make of it.

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, Re
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
 use crate::harness::PATIENCE;
 use crate::upstream::{Seen, Upstream, http};
@@ -190,8 +191,8 @@ async fn whole(stream: &mut RecvStream) -> Result<Bytes, h2::Error> {
     Ok(all.into())
 }
 
-/// A server of HTTP/2 over TLS, for `name`, and its certificate.
-pub async fn server(ip: &str, name: &str) -> (Upstream, String) {
+/// What ends TLS for `name`, with HTTP/2 or HTTP/1.1 in it, and its certificate as PEM.
+pub fn acceptor(name: &str) -> (TlsAcceptor, String) {
     let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("certificate");
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -202,7 +203,12 @@ pub async fn server(ip: &str, name: &str) -> (Upstream, String) {
         .with_single_cert(vec![made.cert.der().clone()], key.into())
         .expect("config");
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    (TlsAcceptor::from(Arc::new(config)), made.cert.pem())
+}
+
+/// A server of HTTP/2 over TLS, for `name`, and its certificate.
+pub async fn server(ip: &str, name: &str) -> (Upstream, String) {
+    let (acceptor, certificate) = acceptor(name);
     let serve = move |stream: TcpStream, seen: Arc<Seen>| {
         let acceptor = acceptor.clone();
         async move {
@@ -215,7 +221,7 @@ pub async fn server(ip: &str, name: &str) -> (Upstream, String) {
             }
         }
     };
-    (Upstream::start(ip, None, serve).await, made.cert.pem())
+    (Upstream::start(ip, None, serve).await, certificate)
 }
 
 /// A server of HTTP/2 in clear.
